@@ -1,0 +1,101 @@
+"""Settings: frozen, each with its unit, its range and the reason of its default.
+
+Units stand last in the name. A setting has the same name as environment variable (``ACTORGRID_`` + upper case).
+`check` finds every problem at once; a host or client refuses to start with any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+from actorgrid.errors import SettingsError
+
+MIB = 1 << 20
+
+
+def setting(default: Any, *, low: float, high: float, why: str) -> Any:
+    """A field with an inclusive range and the reason for its default."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "why": why})
+
+
+class Checked:
+    """Range checks and environment look-up for a settings dataclass."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            low, high = field.metadata["low"], field.metadata["high"]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                problems.append(f"setting {field.name}: {value!r} is outside the allowed range {low:g}..{high:g}")
+        if problems:
+            raise SettingsError(*problems)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None, **overrides: Any) -> Self:
+        """Defaults, overridden by ``ACTORGRID_<NAME>`` variables, overridden by `overrides`.
+
+        :raises SettingsError: a variable is not a number, or a value is out of range; all of them are named
+        """
+        source = os.environ if environment is None else environment
+        values: dict[str, Any] = {}
+        problems = []
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            name = "ACTORGRID_" + field.name.upper()
+            if name in source:
+                try:
+                    values[field.name] = type(field.default)(source[name])
+                except ValueError:
+                    problems.append(f"{name}: expected {type(field.default).__name__}, got {source[name]!r}")
+        if problems:
+            raise SettingsError(*problems)
+        return cls(**{**values, **overrides})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WireSettings(Checked):
+    """Bounds both ends keep (I16)."""
+
+    frame_bytes_max: int = setting(16 * MIB, low=64 * 1024, high=256 * MIB, why="a batch of 1,000 calls of 1 KiB fits many times over")
+    hello_bytes_max: int = setting(4096, low=512, high=65536, why="nothing but the handshake is read from a stranger")
+    handshake_timeout_s: float = setting(5.0, low=0.1, high=60, why="ten times a slow TLS handshake")
+    write_buffer_bytes_max: int = setting(64 * MIB, low=MIB, high=1024 * MIB, why="a peer that reads slower than this is cut off")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClientSettings(Checked):
+    """How a client behaves."""
+
+    timeout_s: float = setting(30.0, low=0.001, high=86_400, why="design section 14: default deadline")
+    connect_timeout_s: float = setting(5.0, low=0.05, high=300, why="a host on the same continent answers within one")
+    retry_first_s: float = setting(0.005, low=0.0005, high=10, why="design section 14: 5 ms doubling")
+    retry_max_s: float = setting(0.5, low=0.001, high=60, why="design section 14: to 500 ms")
+    in_flight_max: int = setting(65_536, low=1, high=1_048_576, why="calls waiting for an answer; past it OverloadedError at once (I16)")
+    in_flight_bytes_max: int = setting(256 * MIB, low=MIB, high=65_536 * MIB, why="encoded arguments held for retries (I16)")
+    session_window: int = setting(65_536, low=16, high=1_048_576, why="newest minus oldest unanswered call per partition; bounds what the grid must remember")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostSettings(Checked):
+    """How a host behaves."""
+
+    actor_queue_max: int = setting(4096, low=1, high=1_048_576, why="calls waiting for one actor")
+    host_queue_max: int = setting(65_536, low=16, high=4_194_304, why="calls admitted and not answered, over all actors")
+    host_queue_bytes_max: int = setting(512 * MIB, low=MIB, high=65_536 * MIB, why="argument bytes of those calls")
+    activation_idle_s: float = setting(600.0, low=0.01, high=86_400 * 30, why="design section 5: idle activations leave after 10 minutes")
+    activation_bytes_max: int = setting(1024 * MIB, low=MIB, high=1_048_576 * MIB, why="estimated memory of activations; past it the least recently used leave")
+    loop_block_report_s: float = setting(0.1, low=0.01, high=60, why="design section 5: a loop blocked longer is reported")
+    loop_block_limit_s: float = setting(1.0, low=0.05, high=3600, why="below the host lease of 1.5 s, so that one actor cannot cost the host its leases")
+    turn_stuck_report_s: float = setting(10.0, low=0.01, high=86_400, why="a turn that waits longer is reported")
+    turn_cancel_grace_s: float = setting(2.0, low=0.01, high=600, why="what a turn gets to clean up after its deadline, before its activation is abandoned")
+    blocking_threads_max: int = setting(32, low=1, high=1024, why="threads for @grid.blocking methods, started as needed")
+    log_retention_bytes: int = setting(4 * MIB, low=64 * 1024, high=65_536 * MIB, why="per partition; what a restarted replica can catch up from")
+    session_checkpoint_entries: int = setting(4096, low=16, high=1_000_000, why="log entries replayed per partition at a restart, at most about this many")
+    sessions_max: int = setting(10_000, low=8, high=1_000_000, why="clients remembered per partition")
+    session_records_max: int = setting(131_072, low=64, high=4_194_304, why="unacknowledged results remembered per client and partition; twice the client's window")
+    idempotency_retention_s: float = setting(86_400.0, low=1, high=86_400 * 365, why="design section 8: results of idempotency keys are kept 24 h")
+    connections_max: int = setting(10_000, low=4, high=1_000_000, why="sockets of clients and hosts")
+    storage_retry_s: float = setting(1.0, low=0.01, high=60, why="how often a host whose disk is full tries to open its store again")

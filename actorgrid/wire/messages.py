@@ -1,0 +1,197 @@
+"""What travels: every message as a typed, length-bounded MessagePack array. `docs/wire.md` is the prose; this is the truth.
+
+A frame's payload is an array whose first element is the message's kind, a small integer, so that the payload's second byte
+tells the kind and one typed decoder is chosen before anything is decoded. Before the handshake only `Hello` is accepted (I18).
+
+Decoders here validate; they build no object outside this module, and never more than the frame's length in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+PROTOCOL_VERSION = 1
+PROTOCOL_VERSION_OLDEST = 1
+MAGIC = "actorgrid"
+
+KIND_HELLO, KIND_WELCOME, KIND_REFUSED = 1, 2, 3
+KIND_CALLS, KIND_REPLIES = 4, 5
+KIND_GET_MAP, KIND_MAP = 6, 7
+KIND_ADMIN, KIND_ADMIN_REPLY = 8, 9
+KIND_PING, KIND_PONG, KIND_GOODBYE = 10, 11, 12
+
+ROLE_CLIENT, ROLE_HOST, ROLE_OPERATOR = "client", "host", "operator"
+
+STATUS_OK, STATUS_ERROR = 0, 1
+
+Name = Annotated[str, Meta(max_length=256)]
+AddressText = Annotated[str, Meta(min_length=1, max_length=1600)]
+Counter = Annotated[int, Meta(ge=0)]
+ClientIdBytes = Annotated[bytes, Meta(max_length=16)]
+
+
+class Hello(Struct, array_like=True, tag=KIND_HELLO, gc=False, forbid_unknown_fields=False):
+    """First frame of a connection, from whoever opened it."""
+
+    magic: Name
+    version_oldest: Counter
+    version_newest: Counter
+    cluster_id: Name  #: empty: "whichever grid this is"
+    role: Name
+    client_id: ClientIdBytes
+    credential: Annotated[bytes, Meta(max_length=2048)] = b""
+
+
+class HostInfo(Struct, array_like=True, gc=False, frozen=True):
+    """Where a host is reached."""
+
+    name: Name
+    address: Name
+    port: Annotated[int, Meta(ge=0, le=65535)]
+
+
+class MapMessage(Struct, array_like=True, tag=KIND_MAP):
+    """The partition map: for partition i (1-based) ``primaries[i - 1]`` is the index of its primary in ``hosts``, or -1."""
+
+    version: Counter
+    cluster_id: Name
+    hosts: Annotated[list[HostInfo], Meta(max_length=65536)]
+    primaries: Annotated[list[int], Meta(max_length=1_048_576)]
+
+
+class Welcome(Struct, array_like=True, tag=KIND_WELCOME):
+    """The host's answer to `Hello`: from here on both sides speak `version`."""
+
+    version: Counter
+    cluster_id: Name
+    host: Name
+    incarnation: Counter
+    frame_bytes_max: Counter
+    map: MapMessage
+
+
+class Refused(Struct, array_like=True, tag=KIND_REFUSED):
+    """An error that ends the connection."""
+
+    error: Name
+    message: Annotated[str, Meta(max_length=65536)]
+    details: dict[str, Any] = {}
+
+
+class CallExtra(Struct, omit_defaults=True, gc=False):
+    """What only some calls carry, as a map."""
+
+    number: Counter | None = None  #: request number where it is not the correlation number (calls between hosts)
+    path: Annotated[tuple[Counter, ...], Meta(max_length=64)] = ()
+    chain: Annotated[tuple[AddressText, ...], Meta(max_length=64)] = ()  #: actors that wait for this call, outermost first
+    key: Annotated[str, Meta(max_length=512)] | None = None  #: idempotency key
+    again: bool = False  #: this request, or the one at the root of its chain, was sent before
+
+
+class Call(Struct, array_like=True, gc=False):
+    """One call. ``args`` is an array of the positional arguments, decoded later by the method's own typed decoder."""
+
+    correlation: Counter
+    address: AddressText
+    method: Name
+    timeout_ms: Counter
+    args: Raw
+    extra: CallExtra | None = None
+
+
+class CallGroup(Struct, array_like=True, gc=False):
+    """Calls to one partition under one client id.
+
+    ``lowest`` is the lowest number still unanswered among the client's calls to this partition, ``lowest_anywhere`` among
+    all its calls; ``since_lsn`` is a position of the partition's log that the client knew before it first sent any of them.
+    """
+
+    partition: Counter
+    client_id: ClientIdBytes  #: empty: the client id of the handshake
+    lowest: Counter
+    lowest_anywhere: Counter
+    since_lsn: Counter
+    calls: list[Call]
+
+
+class Calls(Struct, array_like=True, tag=KIND_CALLS, gc=False):
+    groups: list[CallGroup]
+
+
+class Reply(Struct, array_like=True, gc=False):
+    """``payload`` is the result if ``status`` is 0, else an `ErrorPayload`."""
+
+    correlation: Counter
+    status: int
+    payload: Raw
+
+
+class ErrorPayload(Struct, array_like=True):
+    error: Name
+    message: str
+    details: dict[str, Any] = {}
+
+
+class Replies(Struct, array_like=True, tag=KIND_REPLIES, gc=False):
+    replies: list[Reply]
+
+
+class GetMap(Struct, array_like=True, tag=KIND_GET_MAP):
+    known_version: Counter
+
+
+class Admin(Struct, array_like=True, tag=KIND_ADMIN):
+    """A question of an operator's tool, answered by `AdminReply` with the same correlation."""
+
+    correlation: Counter
+    verb: Name
+    arguments: dict[str, Any] = {}
+
+
+class AdminReply(Struct, array_like=True, tag=KIND_ADMIN_REPLY):
+    correlation: Counter
+    status: int
+    payload: Raw
+
+
+class Ping(Struct, array_like=True, tag=KIND_PING):
+    token: Counter
+
+
+class Pong(Struct, array_like=True, tag=KIND_PONG):
+    token: Counter
+
+
+class Goodbye(Struct, array_like=True, tag=KIND_GOODBYE):
+    """The host is stopping: ask the map again and go elsewhere."""
+
+    reason: Annotated[str, Meta(max_length=4096)]
+
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+
+decode_hello = msgspec.msgpack.Decoder(Hello).decode
+decode_handshake_answer = msgspec.msgpack.Decoder(Welcome | Refused).decode
+decode_error = msgspec.msgpack.Decoder(ErrorPayload).decode
+
+#: What a host accepts after the handshake, and what a client does: kind -> decoder.
+HOST_DECODERS = {
+    KIND_CALLS: msgspec.msgpack.Decoder(Calls).decode,
+    KIND_GET_MAP: msgspec.msgpack.Decoder(GetMap).decode,
+    KIND_ADMIN: msgspec.msgpack.Decoder(Admin).decode,
+    KIND_PING: msgspec.msgpack.Decoder(Ping).decode,
+    KIND_PONG: msgspec.msgpack.Decoder(Pong).decode,
+}
+CLIENT_DECODERS = {
+    KIND_REPLIES: msgspec.msgpack.Decoder(Replies).decode,
+    KIND_MAP: msgspec.msgpack.Decoder(MapMessage).decode,
+    KIND_ADMIN_REPLY: msgspec.msgpack.Decoder(AdminReply).decode,
+    KIND_PING: msgspec.msgpack.Decoder(Ping).decode,
+    KIND_PONG: msgspec.msgpack.Decoder(Pong).decode,
+    KIND_GOODBYE: msgspec.msgpack.Decoder(Goodbye).decode,
+    KIND_REFUSED: msgspec.msgpack.Decoder(Refused).decode,
+}
