@@ -198,7 +198,17 @@ class WriteInDoubtError(OutcomeUnknownError):
 
 
 class SessionExpiredError(ActorGridError):
-    """The grid no longer remembers whether this request id was executed, so it does not execute it."""
+    """The grid no longer remembers whether this request id was executed, so it does not execute it.
+
+    :ivar current_lsn: the partition's position when it refused; a client that has sent the request only this once may send it
+        again with this position as ``since_lsn``, since nothing happened
+    """
+
+    wire_details = ("current_lsn",)
+
+    def __init__(self, message: str, *, current_lsn: int = 0) -> None:
+        super().__init__(message)
+        self.current_lsn = current_lsn
 
 
 class AccessDeniedError(ActorGridError):

@@ -1,0 +1,1 @@
+"""The client: map, connections, retry, proxies. Its public names are in `actorgrid.grid`."""

@@ -1,0 +1,40 @@
+"""All commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from actorgrid import __version__
+from actorgrid.cli import call, local_grid, status
+
+app = typer.Typer(
+    help="Partitioned, durable, stateful actors for Python.",
+    no_args_is_help=True,
+    add_completion=False,
+    # A traceback of ours is for the bug report, not for a frame of box characters.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 grid not reachable, 4 refused because it would be unsafe, "
+    "5 deadline passed while it goes on.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"actorgrid {__version__}")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the release and exit.")] = False,
+) -> None:
+    """Partitioned, durable, stateful actors for Python."""
+
+
+app.command("up")(local_grid.up_command)
+app.command("down")(local_grid.down_command)
+app.command("status")(status.status_command)
+app.command("call", context_settings={"ignore_unknown_options": True})(call.call_command)

@@ -1,0 +1,708 @@
+"""The engine under every client: it sends calls to the right host, again where that is safe, until an answer or the deadline.
+
+What it keeps (design section 8):
+
+- a call has one number for life; its address, method and arguments are the same bytes in every send (I10);
+- ``lowest`` and ``lowest_anywhere`` never pass a call that may still be sent again;
+- "nothing happened" is told only when no send was ever left without an answer; otherwise the outcome is unknown;
+- what is kept is bounded: calls, bytes, and the window per partition (I16). Past that a call is refused at once.
+
+The engine belongs to the event loop it was made on. It has no sugar: see `client.py`, `sync.py`, and the host's nested calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from actorgrid.client.connection import Connection, error_of
+from actorgrid.client.deadlines import Deadlines
+from actorgrid.client.lane import GROUP_BYTES_MAX, Lane, encode_first
+from actorgrid.client.link import Link
+from actorgrid.client.map import PartitionMap
+from actorgrid.client.map_finder import MapFinder
+from actorgrid.client.pending import Origin, PendingCall
+from actorgrid.errors import (
+    ActorGridError,
+    DeadlineExceededError,
+    HostUnavailableError,
+    InvalidArgumentError,
+    NotPrimaryError,
+    OutcomeUnknownError,
+    OverloadedError,
+    PayloadTooLargeError,
+    ProtocolError,
+    SessionExpiredError,
+    TransientError,
+    WriteInDoubtError,
+)
+from actorgrid.ids import ClientId, PartitionId, partition_of, show_address
+from actorgrid.settings import ClientSettings, WireSettings
+from actorgrid.wire import messages
+from actorgrid.wire.framing import frames_of
+from actorgrid.wire.messages import (
+    KIND_CALLS,
+    MAGIC,
+    PROTOCOL_VERSION,
+    PROTOCOL_VERSION_OLDEST,
+    STATUS_OK,
+    Hello,
+    MapMessage,
+    Reply,
+    encode,
+)
+
+#: How late a deadline may be noticed.
+_TICK_S = 0.02
+#: A call refused as too old this often meets a grid that forgets faster than the client can follow.
+_EXPIRATIONS_MAX = 5
+
+
+def check_timeout_s(timeout_s: float) -> float:
+    """`timeout_s` if it is one.
+
+    :raises InvalidArgumentError: it is not a finite number above 0
+    """
+    is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if not is_number or not math.isfinite(timeout_s) or timeout_s <= 0:
+        raise InvalidArgumentError(f"timeout_s: expected a finite number of seconds above 0, got {timeout_s!r:.80}")
+    return float(timeout_s)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds * 1000))
+
+
+class Caller:
+    """Sends calls and owns the connections.
+
+    :param client_id: 16 bytes; never used by another caller, now or earlier, since the grid answers repeated numbers from memory
+    :param seeds: (host, port) pairs to ask for the map; empty where the map is given by `set_map`
+    :param role: the role of the handshake
+    :param cluster_id: the only grid to talk to; empty: the one that answers first
+    """
+
+    def __init__(
+        self,
+        *,
+        client_id: ClientId,
+        settings: ClientSettings,
+        wire: WireSettings,
+        rng: random.Random,
+        seeds: Sequence[tuple[str, int]] = (),
+        role: str = messages.ROLE_CLIENT,
+        cluster_id: str = "",
+    ) -> None:
+        self.client_id = client_id
+        self.settings = settings
+        self._wire = wire
+        self._rng = rng
+        self._seeds = tuple(seeds)
+        self._role = role
+        self._cluster_id = cluster_id
+        self._loop = asyncio.get_running_loop()
+        self._map: PartitionMap | None = None
+        self._map_changed = asyncio.Event()
+        self._refusal: ActorGridError | None = None
+        self._finder = MapFinder(settings, rng)
+        self._links: dict[tuple[str, int], Link] = {}
+        self._lanes: dict[int, Lane] = {}
+        self._lanes_without_primary: dict[Lane, None] = {}
+        self._last_number = 0
+        self._pending: dict[int, PendingCall] = {}
+        self._pending_bytes = 0
+        self._deadlines = Deadlines()
+        self._parked: list[tuple[float, int]] = []
+        self._parked_timer: asyncio.TimerHandle | None = None
+        self._dirty: list[Lane] = []
+        self._is_flush_due = False
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        self._in_flight_max = settings.in_flight_max
+        self._in_flight_bytes_max = settings.in_flight_bytes_max
+        self._session_window = settings.session_window
+        self._timeout_s = settings.timeout_s
+        self._timeout_ms = _milliseconds(settings.timeout_s)
+        self._call_bytes_max = wire.frame_bytes_max - 2 * GROUP_BYTES_MAX
+
+    # -- opening and closing
+
+    async def open(self, timeout_s: float) -> None:
+        """Find the grid: connect to the seeds until one sends the map.
+
+        :raises HostUnavailableError: no seed answered within `timeout_s`; the message has the last reason of each
+        :raises AccessDeniedError: a seed refused this client
+        :raises ProtocolError: a seed and this client have no protocol version in common
+        """
+        links = [self._link(seed) for seed in self._seeds]
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._map is None and self._refusal is None:
+                    self._map_changed.clear()
+                    for link in links:
+                        link.ensure_connected()
+                    await self._map_changed.wait()
+        except TimeoutError:
+            reasons = "; ".join(str(link.last_error or f"{link.name}: no answer") for link in links)
+            raise HostUnavailableError(f"no grid found within {timeout_s:g} s: {reasons}") from None
+        if self._map is None:
+            assert self._refusal is not None
+            raise self._refusal
+
+    async def close(self) -> None:
+        """End every pending call with an error, close all connections, and wait for the tasks. Safe to repeat."""
+        if not self._is_closed:
+            self._is_closed = True
+            for timer in (self._tick_timer, self._parked_timer):
+                if timer is not None:
+                    timer.cancel()
+            for call in list(self._pending.values()):
+                self._fail(call, self._error_at_close(call))
+                call.exception()  # whoever waits still gets it; nobody waiting is no reason for a warning at shutdown
+        links, self._links = list(self._links.values()), {}
+        for link in links:
+            await link.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    # -- the map
+
+    @property
+    def partition_map(self) -> PartitionMap:
+        """The newest map known.
+
+        :raises ActorGridError: there is none yet
+        """
+        if self._map is None:
+            raise ActorGridError("the client is not connected: use it as `async with grid.connect(...) as client`")
+        return self._map
+
+    def set_map(self, message: MapMessage | PartitionMap) -> bool:
+        """Take a map unless a newer one is known; returns whether it was taken.
+
+        :raises ProtocolError: it cannot be, or it is of another grid
+        """
+        new = message if isinstance(message, PartitionMap) else PartitionMap.from_message(message)
+        old = self._map
+        if new.cluster_id != (self._cluster_id or new.cluster_id):
+            raise ProtocolError(f"map of grid {new.cluster_id}, expected grid {self._cluster_id}")
+        if old is not None:
+            if new.version <= old.version:
+                return False
+            if new.partition_count != old.partition_count:
+                raise ProtocolError(f"map with {new.partition_count} partitions, the grid was created with {old.partition_count}")
+        self._map = new
+        self._cluster_id = new.cluster_id
+        self._map_changed.set()
+        for lane in self._lanes.values():
+            self._route(lane)
+        # A new primary is known: who waits for one need not wait for its backoff.
+        for call in [call for call in self._pending.values() if call.is_parked and isinstance(call.last_error, NotPrimaryError)]:
+            if call.lane.link is not None and call.lane.link.name != call.refused_by:
+                self._unpark(call)
+        return True
+
+    def lane_of(self, address: str) -> Lane:
+        """The lane of an actor's partition.
+
+        :raises ActorGridError: the map is not known yet
+        """
+        return self._lane(partition_of(address, self.partition_map.partition_count))
+
+    def _lane(self, partition: PartitionId) -> Lane:
+        lane = self._lanes.get(partition)
+        if lane is None:
+            lane = self._lanes[partition] = Lane(partition, self)
+            self._route(lane)
+        return lane
+
+    def _route(self, lane: Lane) -> None:
+        """Point `lane` at the host that the map names, and flush what waits for it."""
+        host = self._map.host_of(lane.partition) if self._map is not None else None
+        self._point(lane, self._link((host.address, host.port)) if host is not None else None)
+
+    def _point(self, lane: Lane, link: Link | None) -> None:
+        if link is lane.link:
+            return
+        lane.link = link
+        if lane.unsent:
+            self._mark_dirty(lane)
+
+    def _link(self, address: tuple[str, int]) -> Link:
+        link = self._links.get(address)
+        if link is None:
+            link = self._links[address] = Link(self, *address, self.settings, self._wire, self._rng)
+        return link
+
+    def _ask_for_map(self, prefer: Link | None = None) -> None:
+        self._finder.ask(self._known_links(), self._map.version if self._map else 0, self._loop.time(), prefer=prefer)
+
+    def _known_links(self) -> list[Link]:
+        addresses: Iterable[tuple[str, int]] = self._seeds
+        if self._map is not None:
+            addresses = dict.fromkeys((*((host.address, host.port) for host in self._map.hosts), *self._seeds))
+        return [self._link(address) for address in addresses]
+
+    # -- submitting
+
+    def submit(
+        self,
+        lane: Lane,
+        address: str,
+        method: str,
+        args: bytes,
+        decode: Callable[[Any], Any],
+        timeout_s: float | None = None,
+        key: str | None = None,
+    ) -> PendingCall:
+        """Take a call; it goes out at the end of this turn of the loop, in one frame with the others to that host.
+
+        :param args: the arguments, encoded
+        :param decode: makes the result of the reply's bytes
+        :param timeout_s: None for the client's default
+        :param key: idempotency key
+        :raises OverloadedError: too many calls or bytes are in flight, or the partition's window is full; nothing was sent
+        :raises PayloadTooLargeError: the call is larger than a frame
+        :raises ActorGridError: the client is closed
+        """
+        pending = self._pending
+        if (
+            len(pending) >= self._in_flight_max
+            or self._pending_bytes + len(args) > self._in_flight_bytes_max
+            or len(lane.numbers) >= self._session_window
+            or self._is_closed
+        ):
+            self._check_room(lane, len(args))
+        number = self._last_number + 1
+        call = PendingCall(loop=self._loop)
+        call.number = number
+        call.lane = lane
+        call.address = address
+        call.method = method
+        call.args = args
+        call.connection = None
+        call.decode = decode
+        if timeout_s is None and key is None:
+            call.encoded = encoded = encode((number, address, method, self._timeout_ms, Raw(args)))
+        else:
+            call.key = key
+            call.encoded = encoded = encode_first(call, self._timeout_ms if timeout_s is None else _milliseconds(timeout_s))
+        if len(encoded) > self._call_bytes_max:
+            call.encoded = None
+            raise PayloadTooLargeError(f"{call.title}: {len(encoded)} bytes are more than one call may have ({self._call_bytes_max})")
+        if not lane.is_dirty:
+            self._mark_dirty(lane)
+        self._last_number = number
+        now = self._loop.time()
+        if timeout_s is None:
+            call.deadline = now + self._timeout_s
+            self._deadlines.ordinary.append(number)
+        else:
+            call.timeout_s = timeout_s
+            call.deadline = now + timeout_s
+            self._deadlines.own.append(number)
+            self._deadlines.add_own(number, call.deadline)
+        self._pending_bytes += len(args)
+        pending[number] = call
+        lane.numbers.append(number)
+        lane.unsent.append(call)
+        return call
+
+    def submit_nested(
+        self,
+        *,
+        partition: int,
+        address: str,
+        method_name: str,
+        args: bytes,
+        client_id: bytes,
+        number: int,
+        path: tuple[int, ...],
+        chain: tuple[str, ...],
+        again: bool,
+        since_lsn: int,
+        lowest_anywhere: int,
+        timeout_s: float,
+    ) -> PendingCall:
+        """Take a call that a turn makes, under the request id of the turn's own request. Its result is left encoded.
+
+        Deadline, retries and errors are those of `submit`.
+        """
+        lane = self._lane(PartitionId(partition))
+        if len(self._pending) >= self._in_flight_max or self._pending_bytes + len(args) > self._in_flight_bytes_max:
+            self._check_room(lane, len(args))
+        if self._is_closed:
+            raise HostUnavailableError(f"{show_address(address)}.{method_name}: this host is stopping")
+        call = PendingCall(loop=self._loop)
+        call.number = self._last_number + 1
+        call.lane = lane
+        call.address = address
+        call.method = method_name
+        call.args = args
+        call.connection = None
+        call.decode = _leave_encoded
+        call.origin = Origin(client_id, number, path, chain, again, since_lsn, lowest_anywhere)
+        call.timeout_s = timeout_s = check_timeout_s(timeout_s)
+        call.encoded = encode_first(call, _milliseconds(timeout_s))
+        if len(call.encoded) > self._call_bytes_max:
+            raise PayloadTooLargeError(f"{call.title}: {len(call.encoded)} bytes are more than one call may have ({self._call_bytes_max})")
+        if not lane.is_dirty:
+            self._mark_dirty(lane)
+        self._last_number = call.number
+        call.deadline = self._loop.time() + timeout_s
+        self._deadlines.add_own(call.number, call.deadline)
+        self._pending_bytes += len(args)
+        self._pending[call.number] = call
+        lane.unsent.append(call)
+        lane.is_mixed = True
+        return call
+
+    def _check_room(self, lane: Lane, size: int) -> None:
+        if self._is_closed:
+            raise ActorGridError("the client is closed")
+        in_flight = len(self._pending)
+        if in_flight >= self._in_flight_max:
+            raise OverloadedError(f"queue full; {in_flight} calls in flight (in_flight_max)")
+        if self._pending_bytes + size > self._in_flight_bytes_max:
+            raise OverloadedError(
+                f"queue full; {self._pending_bytes} bytes of arguments in {in_flight} calls in flight (in_flight_bytes_max)"
+            )
+        lane.lowest(self._pending, 0)
+        if len(lane.numbers) >= self._session_window:
+            raise OverloadedError(
+                f"queue full; {len(lane.numbers)} calls to partition {lane.partition} since its oldest one in flight (session_window)"
+            )
+
+    # -- sending
+
+    def _mark_dirty(self, lane: Lane) -> None:
+        if lane.is_dirty:
+            return
+        if not self._is_flush_due:
+            if _running_loop() is not self._loop:
+                raise ActorGridError("this client belongs to another event loop: connect once in each loop, or use grid.connect_sync")
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
+        lane.is_dirty = True
+        self._dirty.append(lane)
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        if self._is_closed:
+            return
+        lanes, self._dirty = self._dirty, []
+        by_link: dict[Link, list[Lane]] = {}
+        for lane in lanes:
+            lane.is_dirty = False
+            link = lane.link
+            if link is None:
+                self._lanes_without_primary[lane] = None
+                self._ask_for_map()
+            elif link.is_writable:
+                by_link.setdefault(link, []).append(lane)
+            else:
+                link.ensure_connected()
+        if self._tick_timer is None and self._pending:
+            self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
+        if not by_link:
+            return
+        now = self._loop.time()
+        lowest_anywhere = self._deadlines.lowest(self._pending, self._last_number + 1)
+        for link, lanes in by_link.items():
+            self._send(link, lanes, lowest_anywhere, now)
+
+    def _send(self, link: Link, lanes: list[Lane], lowest_anywhere: int, now: float) -> None:
+        """Write the unsent calls of `lanes`. What a slow peer does not take stays unsent until `on_link_writable`."""
+        connection = link.connection
+        assert connection is not None
+        limit = connection.frame_bytes_max
+        groups: list[bytes] = []
+        size = 0
+        for lane in lanes:
+            while lane.unsent and not connection.is_paused and not connection.is_closed:
+                for group in lane.take(connection, self._pending, self._last_number + 1, lowest_anywhere, now):
+                    groups.append(group)
+                    size += len(group)
+                if size > limit // 2:
+                    connection.write(frames_of(KIND_CALLS, groups, limit))
+                    groups, size = [], 0
+        if groups:
+            connection.write(frames_of(KIND_CALLS, groups, limit))
+        link.is_writable = link.is_writable and not connection.is_paused
+
+    # -- replies
+
+    def on_link_replies(self, connection: Connection, replies: list[Reply]) -> None:
+        """Answers from a host. One for a call that is over, or that went to another connection, is ignored."""
+        pending = self._pending
+        for reply in replies:
+            call = pending.get(reply.correlation)
+            if call is None or call.connection is not connection:
+                continue
+            if reply.status != STATUS_OK:
+                self._on_error(call, _decode_error(reply.payload))
+                continue
+            del pending[reply.correlation]
+            self._pending_bytes -= len(call.args)
+            try:
+                result = call.decode(reply.payload)
+            except ActorGridError as error:
+                call.set_exception(error)
+            except Exception as error:  # noqa: BLE001 - decoding runs the user's classes
+                call.set_exception(InvalidArgumentError(f"{call.title}: the result cannot be decoded: {type(error).__name__}: {error}"))
+            else:
+                call.set_result(result)
+
+    def _on_error(self, call: PendingCall, error: ActorGridError) -> None:
+        assert call.connection is not None
+        refused_by = call.connection.name
+        call.connection = None
+        call.last_error = error
+        if isinstance(error, NotPrimaryError):
+            self._redirect(call, error, refused_by)
+        elif isinstance(error, TransientError):
+            self._park(call, error.retry_after_s)
+        elif isinstance(error, WriteInDoubtError):
+            call.is_in_doubt = True
+            self._park(call, 0.0)
+        elif isinstance(error, SessionExpiredError) and self._can_be_renewed(call, error):
+            # Every send of it was refused, so it is as good as new: the position just learned is older than its next send.
+            call.expirations += 1
+            call.lane.since_lsn = max(call.lane.since_lsn, error.current_lsn)
+            call.since_lsn = call.lane.since_lsn if call.origin is None else error.current_lsn
+            self._send_again(call)
+        else:
+            self._fail(call, error)
+
+    @staticmethod
+    def _can_be_renewed(call: PendingCall, error: SessionExpiredError) -> bool:
+        """Nothing of `call` can have been executed, here or in an earlier run of the turn that makes it, and `error` tells a way on."""
+        cannot_have_run = not call.is_in_doubt and (call.origin is None or not call.origin.again)
+        return cannot_have_run and error.current_lsn > call.since_lsn and call.expirations < _EXPIRATIONS_MAX
+
+    def _redirect(self, call: PendingCall, error: NotPrimaryError, refused_by: str) -> None:
+        """The host asked is not the primary: follow its hint or the map at once the first time, then with backoff."""
+        call.refused_by = refused_by
+        lane, link = call.lane, call.lane.link
+        if link is not None and link.name == refused_by:
+            name = error.primary.partition("@")[0]
+            hinted = self._map.host_named(name) if self._map is not None and name else None
+            if hinted is not None:
+                self._point(lane, self._link((hinted.address, hinted.port)))
+            self._ask_for_map(prefer=link)
+        if call.refusals == 0 and lane.link is not None and lane.link.name != refused_by:
+            call.refusals = 1
+            self._send_again(call)
+        else:
+            self._park(call, error.retry_after_s)
+
+    def _send_again(self, call: PendingCall) -> None:
+        lane = call.lane
+        lane.unsent.append(call)
+        lane.is_mixed = True
+        self._mark_dirty(lane)
+
+    def _park(self, call: PendingCall, retry_after_s: float) -> None:
+        """Send `call` again after its backoff."""
+        doubled = self.settings.retry_first_s * 2.0 ** min(call.refusals, 30)
+        delay_s = min(doubled, self.settings.retry_max_s) * self._rng.uniform(0.5, 1.0)
+        call.refusals += 1
+        call.is_parked = True
+        # Past its deadline nothing is left to do with it, whatever the host asks for.
+        when = min(self._loop.time() + max(delay_s, retry_after_s), call.deadline + 2 * _TICK_S)
+        heapq.heappush(self._parked, (when, call.number))
+        self._arm_parked_timer()
+
+    def _unpark(self, call: PendingCall) -> None:
+        call.is_parked = False
+        self._send_again(call)
+
+    def _arm_parked_timer(self) -> None:
+        timer = self._parked_timer
+        if not self._parked:
+            return
+        when = self._parked[0][0]
+        if timer is not None:
+            if timer.when() <= when:
+                return
+            timer.cancel()
+        self._parked_timer = self._loop.call_at(when, self._wake_parked)
+
+    def _wake_parked(self) -> None:
+        self._parked_timer = None
+        now = self._loop.time()
+        parked = self._parked
+        while parked and (parked[0][0] <= now or parked[0][1] not in self._pending):
+            _, number = heapq.heappop(parked)
+            call = self._pending.get(number)
+            if call is not None and call.is_parked:
+                self._unpark(call)
+        self._arm_parked_timer()
+
+    # -- links
+
+    def hello(self) -> Hello:
+        """The first frame of a connection."""
+        return Hello(MAGIC, PROTOCOL_VERSION_OLDEST, PROTOCOL_VERSION, self._cluster_id, self._role, self.client_id)
+
+    def is_needed(self, link: Link) -> bool:
+        """Whether to go on trying to connect: a call waits for that host, or the map is not known."""
+        if self._is_closed:
+            return False
+        return self._map is None or any(lane.link is link and lane.unsent for lane in self._lanes.values())
+
+    def on_link_up(self, link: Link, message: MapMessage) -> None:
+        """A connection stands."""
+        assert link.connection is not None
+        try:
+            self._finder.on_answer(self._loop.time(), is_newer=self.set_map(message))
+        except ProtocolError as error:
+            link.connection.close(error)
+            return
+        self._call_bytes_max = link.connection.frame_bytes_max - 2 * GROUP_BYTES_MAX
+        self.on_link_writable(link)
+
+    def on_link_writable(self, link: Link) -> None:
+        """What waits for this host can go."""
+        for lane in self._lanes.values():
+            if lane.link is link and lane.unsent:
+                self._mark_dirty(lane)
+
+    def on_link_failed(self, link: Link) -> None:
+        """A host could not be reached: perhaps its partitions have moved."""
+        if self._map is None:
+            return
+        self._ask_for_map()
+        for lane in self._lanes.values():
+            if lane.link is link and lane.unsent:
+                self._route(lane)  # a hint may have led here against the map
+
+    def on_link_refused(self, link: Link, error: ActorGridError) -> None:
+        """A host will not have this client: that is an answer, not a reason to go on asking."""
+        if self._map is None:
+            self._refusal = error
+            self._map_changed.set()
+        for call in list(self._pending.values()):
+            if call.lane.link is link and call.connection is None and not call.is_parked:
+                if call.is_in_doubt:
+                    doubt = OutcomeUnknownError(f"{call.title}: a send was lost, and {link.name} refuses this client: {error}")
+                    self._fail(call, doubt)
+                else:
+                    self._fail(call, type(error)(*error.args))
+
+    def on_link_lost(self, link: Link, connection: Connection, error: ActorGridError) -> None:
+        """Whatever was sent on `connection` and not answered is in doubt; it is sent again under the same numbers."""
+        self._finder.on_lost(link)
+        if self._is_closed:
+            return
+        lost = [call for call in self._pending.values() if call.connection is connection]
+        for call in lost:
+            call.connection = None
+            call.is_in_doubt = True
+            call.last_error = error
+            self._send_again(call)
+        if lost:
+            self._ask_for_map()
+        for lane in self._lanes.values():
+            if lane.link is link and lane.unsent:
+                self._mark_dirty(lane)
+
+    def on_link_leaving(self, link: Link) -> None:
+        """A host stops: it answers what it has, and new calls wait for a new map or for its return."""
+        self._ask_for_map()
+
+    def on_link_map(self, link: Link, message: MapMessage) -> None:
+        """A host sent its map, asked or not."""
+        self._finder.on_answer(self._loop.time(), is_newer=self.set_map(message))
+
+    # -- ends
+
+    def _tick(self) -> None:
+        self._tick_timer = None
+        now = self._loop.time()
+        for call in self._deadlines.expired(self._pending, now):
+            self._fail(call, self._error_at_deadline(call))
+        self._deadlines.compact(self._pending)
+        if len(self._parked) > 2 * len(self._pending) + 4096:
+            self._parked = [entry for entry in self._parked if entry[1] in self._pending]
+            heapq.heapify(self._parked)
+        if self._lanes_without_primary:
+            self._look_for_primaries()
+        if self._pending:
+            self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
+
+    def _look_for_primaries(self) -> None:
+        for lane in [lane for lane in self._lanes_without_primary if lane.link is not None or not lane.unsent]:
+            del self._lanes_without_primary[lane]
+        if self._lanes_without_primary:
+            self._ask_for_map()
+
+    def forget(self, call: PendingCall) -> None:
+        """`call` is over: it is in no table and is never sent again."""
+        if self._pending.pop(call.number, None) is not None:
+            self._pending_bytes -= len(call.args)
+
+    def refuse_too_large(self, call: PendingCall, size: int, size_max: int) -> None:
+        """A host allows smaller frames than the one `call` was made for."""
+        why = f"{call.title}: {size} bytes are more than one call may have ({size_max})"
+        self._fail(call, OutcomeUnknownError(f"{why}, and an earlier send was lost") if call.is_in_doubt else PayloadTooLargeError(why))
+
+    def _fail(self, call: PendingCall, error: ActorGridError) -> None:
+        call.lane.forget(call)
+        if not call.done():
+            call.set_exception(error)
+
+    def _error_at_deadline(self, call: PendingCall) -> ActorGridError:
+        timeout_s = call.timeout_s or self.settings.timeout_s
+        last_error = call.last_error or (call.lane.link.last_error if call.lane.link is not None else None)
+        if call.is_in_doubt or call.connection is not None:
+            last = f"; last error: {last_error}" if last_error is not None else ""
+            tries = f"{call.attempts} attempt{'s' if call.attempts != 1 else ''}"
+            return DeadlineExceededError(f"{call.title}: outcome unknown, no answer within {timeout_s:g} s and {tries}{last}")
+        if isinstance(call.last_error, TransientError):
+            return call.last_error
+        if call.lane.link is None:
+            return HostUnavailableError(
+                f"{call.title}: nothing sent within {timeout_s:g} s: partition {call.lane.partition} has no primary"
+            )
+        why = last_error or f"{call.lane.link.name} takes no calls"
+        return HostUnavailableError(f"{call.title}: nothing sent within {timeout_s:g} s: {why}")
+
+    def _error_at_close(self, call: PendingCall) -> ActorGridError:
+        if call.is_in_doubt or call.connection is not None:
+            return OutcomeUnknownError(
+                f"{call.title}: outcome unknown, the client was closed after {call.attempts} attempts without an answer"
+            )
+        return HostUnavailableError(f"{call.title}: the client was closed before the call was sent, or after it had been refused")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _leave_encoded(payload: Raw) -> Raw:
+    return payload
+
+
+def _decode_error(payload: Raw) -> ActorGridError:
+    """The error of a reply.
+
+    :raises ProtocolError: it is none
+    """
+    try:
+        error = messages.decode_error(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as why:
+        raise ProtocolError(f"a reply's error cannot be decoded: {why}") from None
+    return error_of(error.error, error.message, error.details)

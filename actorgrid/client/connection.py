@@ -1,0 +1,232 @@
+"""One TCP connection to one host: handshake, frames in, frames out.
+
+It knows nothing of calls. What it decodes goes to its `Listener`; whatever breaks the protocol closes it (I18), and nothing is
+decoded before the host's `Welcome`. Bounds (I16): one incoming frame, and `pause_writing` tells the owner to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from actorgrid.client.seeds import show_seed
+from actorgrid.errors import ActorGridError, HostUnavailableError, ProtocolError, from_wire
+from actorgrid.settings import WireSettings
+from actorgrid.wire import messages
+from actorgrid.wire.framing import FrameReader, frame
+from actorgrid.wire.messages import AdminReply, Goodbye, Hello, MapMessage, Ping, Pong, Refused, Replies, Reply, Welcome
+
+log = logging.getLogger(__name__)
+
+#: A host that allows less could not take a single call with its group header.
+_FRAME_BYTES_MIN = 4096
+#: Above this the transport reports a slow peer; what is not written stays with the lanes, which are bounded.
+_WRITE_HIGH_WATER_BYTES = 1 << 20
+
+
+class Listener(Protocol):
+    """Who hears what a connection receives."""
+
+    def on_replies(self, connection: Connection, replies: list[Reply]) -> None: ...
+    def on_map(self, connection: Connection, message: MapMessage) -> None: ...
+    def on_admin_reply(self, connection: Connection, reply: AdminReply) -> None: ...
+    def on_goodbye(self, connection: Connection, reason: str) -> None: ...
+    def on_writable(self, connection: Connection) -> None: ...
+    def on_lost(self, connection: Connection, error: ActorGridError) -> None: ...
+
+
+class RefusedError(Exception):
+    """The host answered the handshake with `Refused`; ``error`` is what it said."""
+
+    def __init__(self, error: ActorGridError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Connection(asyncio.Protocol):
+    """A connection from `connect`, welcomed and not yet lost.
+
+    :ivar welcome: the host's answer to the handshake
+    :ivar frame_bytes_max: what both ends allow
+    :ivar is_paused: the peer reads too slowly; write nothing
+    :ivar error: why it was closed, or None
+    """
+
+    def __init__(self, listener: Listener, hello: bytes, wire: WireSettings, name: str) -> None:
+        self.name = name
+        self.welcome: Welcome | None = None
+        self.frame_bytes_max = wire.frame_bytes_max
+        self.is_paused = False
+        self.is_closed = False
+        self._listener = listener
+        self._hello = hello
+        self._reader = FrameReader(wire.frame_bytes_max)
+        self._transport: asyncio.Transport | None = None
+        self.error: ActorGridError | None = None
+        self._welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A cast, not isinstance: uvloop's transports do not inherit from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_BYTES)
+        self._transport.write(frame(self._hello))
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_closed:
+            return
+        try:
+            for payload in self._reader.feed(data):
+                if self.error is not None:  # closed by the frame before
+                    return
+                self._receive(payload)
+        except ProtocolError as error:
+            log.warning("host broke the protocol host=%s error=%s", self.name, error)
+            self.close(error)
+
+    def pause_writing(self) -> None:
+        self.is_paused = True
+
+    def resume_writing(self) -> None:
+        self.is_paused = False
+        if not self.is_closed and self.welcome is not None:
+            self._listener.on_writable(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(HostUnavailableError(f"{self.name}: connection lost" + (f": {exc}" if exc else "")))
+
+    # -- our side
+
+    def write(self, data: list[bytes]) -> None:
+        if self._transport is not None and not self.is_closed:
+            self._transport.write(data[0] if len(data) == 1 else b"".join(data))
+
+    def close(self, error: ActorGridError) -> None:
+        """Close at once. The listener hears of it unless the handshake was still going on, where `connect` raises `error`."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.error = error
+        if self._transport is not None:
+            # abort, not close: unwritten calls are sent again elsewhere, so nothing is gained by waiting for a slow peer
+            self._transport.abort()
+        if self.welcome is not None:
+            self._listener.on_lost(self, error)
+        elif not self._welcomed.done():
+            self._welcomed.set_exception(error)
+            self._welcomed.exception()  # `connect` may have been cancelled and never look
+
+    async def wait_welcomed(self) -> Welcome:
+        return await self._welcomed
+
+    def _receive(self, payload: bytes) -> None:
+        if self.welcome is None:
+            self._receive_handshake_answer(payload)
+            return
+        kind = payload[1] if len(payload) > 1 else -1
+        decoder = messages.CLIENT_DECODERS.get(kind)
+        if decoder is None:
+            raise ProtocolError(f"{self.name}: frame of unknown kind {kind}")
+        message = _decoded(decoder, payload, self.name)
+        if type(message) is Replies:
+            self._listener.on_replies(self, message.replies)
+        elif type(message) is MapMessage:
+            self._listener.on_map(self, message)
+        elif type(message) is Ping:
+            self.write([frame(messages.encode(Pong(message.token)))])
+        elif type(message) is AdminReply:
+            self._listener.on_admin_reply(self, message)
+        elif type(message) is Goodbye:
+            self._listener.on_goodbye(self, message.reason)
+        elif type(message) is Refused:
+            self.close(error_of(message.error, message.message, message.details))
+
+    def _receive_handshake_answer(self, payload: bytes) -> None:
+        answer = _decoded(messages.decode_handshake_answer, payload, self.name)
+        if isinstance(answer, Refused):
+            self.is_closed = True
+            if self._transport is not None:
+                self._transport.abort()
+            if not self._welcomed.done():
+                self._welcomed.set_exception(RefusedError(error_of(answer.error, answer.message, answer.details)))
+                self._welcomed.exception()
+            return
+        if not messages.PROTOCOL_VERSION_OLDEST <= answer.version <= messages.PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"{self.name}: the host chose protocol version {answer.version}, offered were "
+                f"{messages.PROTOCOL_VERSION_OLDEST}..{messages.PROTOCOL_VERSION}"
+            )
+        if answer.frame_bytes_max < _FRAME_BYTES_MIN:
+            raise ProtocolError(
+                f"{self.name}: the host allows frames of {answer.frame_bytes_max} bytes, at least {_FRAME_BYTES_MIN} are needed"
+            )
+        self.welcome = answer
+        self.frame_bytes_max = min(self.frame_bytes_max, answer.frame_bytes_max)
+        if not self._welcomed.done():
+            self._welcomed.set_result(answer)
+
+
+def _decoded(decoder: Any, payload: bytes, name: str) -> Any:
+    try:
+        return decoder(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"{name}: frame that cannot be decoded: {error}") from None
+
+
+def error_of(name: str, message: str, details: dict[str, Any]) -> ActorGridError:
+    """The error a host described, with details of the wrong type refused: retry logic computes with them.
+
+    :raises ProtocolError: a detail has the wrong type
+    """
+    error = from_wire(name, message, details)
+    retry_after_s = getattr(error, "retry_after_s", 0.0)
+    current_lsn = getattr(error, "current_lsn", 0)
+    is_sound = (
+        isinstance(retry_after_s, int | float)
+        and 0 <= retry_after_s < float("inf")
+        and isinstance(current_lsn, int)
+        and current_lsn >= 0
+        and isinstance(getattr(error, "primary", ""), str)
+    )
+    if not is_sound:
+        raise ProtocolError(f"details of {name} have the wrong type: {details!r:.200}")
+    return error
+
+
+async def connect(listener: Listener, host: str, port: int, hello: Hello, *, wire: WireSettings, timeout_s: float) -> Connection:
+    """Open a connection and shake hands.
+
+    :raises RefusedError: the host said no, and why
+    :raises HostUnavailableError: it cannot be reached, or did not answer the handshake within `timeout_s`
+    :raises ProtocolError: what answered does not speak this protocol
+    """
+    name = show_seed(host, port)
+    made: list[Connection] = []
+
+    def make() -> Connection:
+        made.append(Connection(listener, messages.encode(hello), wire, name))
+        return made[-1]
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, connection = await asyncio.get_running_loop().create_connection(make, host, port)
+            await connection.wait_welcomed()
+        if connection.error is not None:  # lost between its welcome and this line
+            raise connection.error
+    except OSError as error:  # TimeoutError is one
+        _close_all(made, name)
+        why = f"no answer to the handshake within {timeout_s:g} s" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        raise HostUnavailableError(f"{name}: {why}") from None
+    except BaseException:
+        _close_all(made, name)
+        raise
+    return connection
+
+
+def _close_all(connections: list[Connection], name: str) -> None:
+    for connection in connections:
+        connection.close(HostUnavailableError(f"{name}: handshake given up"))

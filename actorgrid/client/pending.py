@@ -1,0 +1,93 @@
+"""One call that waits for its answer. It is the future that its caller awaits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from actorgrid.errors import ActorGridError
+from actorgrid.ids import show_address
+
+if TYPE_CHECKING:
+    from actorgrid.client.connection import Connection
+    from actorgrid.client.lane import Lane
+
+
+class Origin(NamedTuple):
+    """Who is behind a call that a host makes inside a turn: the request id and chain of the turn's own request."""
+
+    client_id: bytes
+    number: int
+    path: tuple[int, ...]
+    chain: tuple[str, ...]
+    again: bool
+    since_lsn: int
+    lowest_anywhere: int
+
+
+class PendingCall(asyncio.Future[Any]):
+    """A submitted call.
+
+    It is itself the future, since one object is cheaper than two and since overriding `cancel` is the only way to hear at once
+    of a cancellation without a done-callback on every call.
+
+    The attributes in ``__slots__`` are set for every call. Those with a default belong to retries and rare options; they live in
+    the instance's dict and cost nothing until used.
+
+    :ivar number: correlation number on every connection; for an ordinary client also the request number
+    :ivar args: the encoded arguments; the same bytes in every send
+    :ivar encoded: the first send, encoded; None once it has been sent, or when the next send is a retry
+    :ivar connection: where the send that is not answered yet went, or None
+    :ivar since_lsn: the partition's hint when it was first sent
+    """
+
+    __slots__ = ("address", "args", "connection", "deadline", "decode", "encoded", "lane", "method", "number", "since_lsn")
+
+    number: int
+    lane: Lane
+    address: str
+    method: str
+    args: bytes
+    encoded: bytes | None
+    decode: Callable[[Any], Any]
+    deadline: float
+    connection: Connection | None
+    since_lsn: int
+
+    #: own timeout, where it is not the client's default
+    timeout_s: float | None = None
+    #: idempotency key
+    key: str | None = None
+    #: set for calls made by a host inside a turn
+    origin: Origin | None = None
+    #: sends after the first
+    resends: int = 0
+    #: a send was lost, or its answer was "in doubt": from here on only a result or the call's own error ends the doubt
+    is_in_doubt: bool = False
+    #: it waits for its retry time
+    is_parked: bool = False
+    #: how often a host refused it as too old although it cannot have been executed
+    expirations: int = 0
+    #: refusals so far, which make the backoff grow
+    refusals: int = 0
+    #: the host that was not the primary
+    refused_by: str = ""
+    last_error: ActorGridError | None = None
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Give the call up: it counts as answered, is never sent again, and a late reply is ignored."""
+        if not super().cancel(msg):
+            return False
+        self.lane.forget(self)
+        return True
+
+    @property
+    def title(self) -> str:
+        """``Type/id.method``, for messages."""
+        return f"{show_address(self.address)}.{self.method}"
+
+    @property
+    def attempts(self) -> int:
+        """Sends so far."""
+        return self.resends + (self.encoded is None)

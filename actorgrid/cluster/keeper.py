@@ -1,0 +1,205 @@
+"""The keeper: one process per local grid that leads its session, starts Ray and the hosts, and ends them in order.
+
+``python -P -m actorgrid.cluster.keeper``, started by `actorgrid.cluster.local.up`: reads a `KeeperOrder` from stdin, tells
+on stdout how far it is (`Step`, one JSON object a line) and closes it once every host has answered. It inherits the
+directory's lock and holds it to its end. SIGTERM: hosts stop in order, then everything of the session is ended. It takes no
+part in serving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from actorgrid.cluster import grid_file, processes
+from actorgrid.cluster.processes import ProcessMark
+from actorgrid.errors import ActorGridError, to_wire
+from actorgrid.settings import HostSettings
+
+log = logging.getLogger(__name__)
+
+LOG_FILE = "keeper.log"
+#: What `Host.stop` gets; running turns have their own, shorter grace inside it.
+HOSTS_STOP_S = 8.0
+WATCH_INTERVAL_S = 0.5
+#: Short, since a socket's path has at most 107 bytes and Ray adds 75; the directory itself is ours alone (mode 0700).
+RAY_DIR_PARENT = "/tmp"  # noqa: S108
+RAY_DIR_PREFIX = "ag-"
+
+
+class KeeperOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What to start."""
+
+    data: str
+    grid: grid_file.GridFile
+    settings: dict[str, float | int]
+    lock_descriptor: int
+    start_timeout_s: float
+    cpus: int
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far the start is: ``ray``, ``hosts``, and at the end ``started`` or ``failed``.
+
+    :ivar errors: for ``failed``: host name (or ``""``) with error class, message and details
+    """
+
+    step: str
+    errors: list[tuple[str, tuple[str, str, dict[str, Any]]]] = []
+
+
+class Keeper:
+    """One run of a grid."""
+
+    def __init__(self, order: KeeperOrder, steps: IO[bytes]) -> None:
+        self._order = order
+        self._steps = steps
+        self._data = Path(order.data)
+        self._ray_dir = Path(tempfile.mkdtemp(prefix=RAY_DIR_PREFIX, dir=RAY_DIR_PARENT))
+        self._told_to_stop = False
+        self._wake_up, self._wake_up_end = os.pipe()
+        self._ray: Any = None
+        self._hosts: list[Any] = []
+
+    def run(self) -> int:
+        """Start, watch until told to stop, end everything; the process's exit code."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for `up --block`, which then asks us
+        try:
+            started = self._start()
+        except Exception as error:
+            log.exception("start failed")
+            known = error if isinstance(error, ActorGridError) else ActorGridError(f"Ray did not start: {type(error).__name__}: {error}")
+            self._tell(Step(step="failed", errors=[("", to_wire(known))]))
+            started = False
+        self._steps.close()
+        try:
+            ended_well = started and self._watch()
+        except Exception:
+            log.exception("the keeper cannot go on, the grid ends")
+            ended_well = False
+        self._end()
+        return 0 if ended_well else 1
+
+    def _on_sigterm(self, *_: object) -> None:
+        # A pipe and not a threading.Event: the handler runs in the very thread that waits, and an event's lock is no RLock.
+        self._told_to_stop = True
+        os.write(self._wake_up_end, b".")
+
+    def _start(self) -> bool:
+        self._write_running()
+        from actorgrid.cluster import ray_api
+
+        gcs_directory = self._data / grid_file.KEEPER_DIRECTORY / "ray"
+        # What Ray knew of the last run are actors of processes that are gone; grid.json is the truth that stays.
+        shutil.rmtree(gcs_directory, ignore_errors=True)
+        gcs_directory.mkdir(parents=True)
+        os.environ.update(ray_api.ray_environment(gcs_directory))
+        self._ray = ray_api.LocalRay(self._ray_dir, cpus=self._order.cpus)
+        self._write_running()
+        self._tell(Step(step="ray"))
+        from actorgrid.cluster import ray_host
+
+        self._ray.connect(self._order.grid.cluster_id)
+        signal.signal(signal.SIGTERM, self._on_sigterm)  # after connect, which installs one of Ray's
+        settings = HostSettings(**self._order.settings)  # type: ignore[arg-type]  # it checks each value itself
+        self._hosts = [
+            ray_api.create_host_actor(ray_host.HostActor, host.name, ray_host.order_of(self._order.grid, host, self._data, settings))
+            for host in self._order.grid.hosts
+        ]
+        self._tell(Step(step="hosts"))
+        answers = ray_api.results(
+            [host.begin("wait_started") for host in self._hosts], self._order.start_timeout_s, cancelled=lambda: self._told_to_stop
+        )
+        errors = [(host.name, _as_wire(answer)) for host, answer in zip(self._hosts, answers, strict=True) if answer is not None]
+        self._tell(Step(step="failed" if errors else "started", errors=errors))
+        return not errors
+
+    def _write_running(self) -> None:
+        keeper = ProcessMark.of(os.getpid())
+        assert keeper is not None
+        grid_file.write_running(
+            self._data,
+            grid_file.RunningFile(
+                keeper=keeper,
+                address=self._order.grid.address,
+                ray_address=self._ray.address if self._ray is not None else "",
+                ray_dir=str(self._ray_dir),
+                namespace=self._order.grid.cluster_id,
+                started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            ),
+        )
+
+    def _tell(self, step: Step) -> None:
+        log.info("step=%s errors=%s", step.step, step.errors)
+        with contextlib.suppress(BrokenPipeError):  # `up` went away; the grid does not care
+            self._steps.write(msgspec.json.encode(step) + b"\n")
+            self._steps.flush()
+
+    def _watch(self) -> bool:
+        """Until told to stop (True), or until Ray's raylet, and with it every host, is gone (False)."""
+        while not self._told_to_stop:
+            select.select([self._wake_up], [], [], WATCH_INTERVAL_S)
+            for name in self._ray.dead_servers():
+                if name != "gcs_server":
+                    log.error("ray server died, the grid ends: server=%s", name)
+                    return False
+                log.warning("ray control store died, hosts serve on: starting it again")
+                self._ray.restart_control_store()
+        return True
+
+    def _end(self) -> None:
+        if self._hosts and self._ray is not None:
+            from actorgrid.cluster import ray_api
+
+            log.info("stopping hosts")
+            for host, answer in zip(self._hosts, ray_api.results([host.begin("stop") for host in self._hosts], HOSTS_STOP_S), strict=True):
+                if answer is not None:
+                    log.warning("host did not stop in order: host=%s reason=%s", host.name, answer)
+        if self._ray is not None:
+            self._ray.stop()
+        me = ProcessMark.of(os.getpid())
+        assert me is not None
+        left = processes.end_session(me)
+        if left:
+            log.error("processes that would not end: %s", ", ".join(left))
+        shutil.rmtree(self._ray_dir, ignore_errors=True)
+        grid_file.remove_running(self._data)
+        log.info("ended")
+
+
+def _as_wire(answer: Any) -> tuple[str, str, dict[str, Any]]:
+    if isinstance(answer, list):
+        name, message, details = answer
+        return name, message, details
+    if isinstance(answer, TimeoutError):
+        return to_wire(ActorGridError(f"did not start: {answer}"))
+    return to_wire(ActorGridError(f"its process ended at the start: {type(answer).__name__}: {answer}"))
+
+
+def main() -> None:
+    """Entry point of the process."""
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=KeeperOrder)
+    # Not for Ray's processes, which must not keep the directory locked when we are gone.
+    os.set_inheritable(order.lock_descriptor, False)
+    # The pipe to `up` is ours alone as well: it ends when we close it.
+    steps = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(process)d %(name)s %(message)s")
+    code = Keeper(order, steps).run()
+    logging.shutdown()
+    os._exit(code)  # Ray's exit hooks would wait for servers that are gone
+
+
+if __name__ == "__main__":
+    main()

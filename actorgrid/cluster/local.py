@@ -1,0 +1,398 @@
+"""A grid on this machine: one Ray, N hosts that count as N nodes. `up`, `down`, and `LocalGrid` for tests, demos and benches.
+
+The calling process never imports Ray: all of that is in the keeper, a process of its own (`actorgrid.cluster.keeper`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import msgspec
+
+from actorgrid import __version__
+from actorgrid.cluster import grid_file, keeper, processes
+from actorgrid.cluster.grid_file import GridFile, HostEntry, Wish
+from actorgrid.cluster.processes import ProcessMark
+from actorgrid.errors import ActorGridError, OutcomeUnknownError, SettingsError, TransientError, from_wire
+from actorgrid.settings import HostSettings
+
+START_TIMEOUT_S = 90.0
+#: What an orderly end gets before everything is killed: the hosts' own time, and some for Ray.
+DOWN_TIMEOUT_S = keeper.HOSTS_STOP_S + 7.0
+LOG_LINES_SHOWN = 12
+ASK_AGAIN_S = 0.02
+
+Progress = Callable[[str], None]
+
+
+class StartFailedError(ActorGridError):
+    """The grid did not come up; nothing of it runs any more. The message says which host failed, why, and where its log is."""
+
+
+class NotRunningError(ActorGridError):
+    """No grid runs in the directory."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A grid that serves."""
+
+    data: Path
+    grid: GridFile
+    is_new: bool
+    keeper: ProcessMark
+    seconds: float
+
+
+def up(
+    data: Path,
+    wish: Wish,
+    *,
+    settings: HostSettings | None = None,
+    timeout_s: float = START_TIMEOUT_S,
+    progress: Progress = lambda _text: None,
+) -> Started:
+    """Start the grid in `data`, new or as it is there, and return when every host serves.
+
+    :param data: the grid's directory; created if it does not exist
+    :param wish: numbers, ports and app
+    :param settings: of the hosts; default: from ``ACTORGRID_*`` variables
+    :param timeout_s: seconds until a start that hangs is given up
+    :param progress: called with a few words at each step
+    :raises DirectoryRefusedError: the directory is in use, or holds something else; nothing was changed
+    :raises SettingsError: a number, a port or the app is wrong; nothing runs
+    :raises StartFailedError: it did not come up for another reason; nothing runs
+    """
+    began = time.monotonic()
+    data = data.absolute()
+    host_settings = settings or HostSettings.from_environment()
+    grid_file.make_directory(data)
+    with grid_file.lock(data) as descriptor:
+        _end_leftovers(data)
+        grid, is_new = grid_file.open_grid(data, wish, version=__version__)
+        grid_file.write_grid(data, grid)
+        progress("starting Ray")
+        order = keeper.KeeperOrder(
+            data=str(data),
+            grid=grid,
+            settings=dataclasses.asdict(host_settings),
+            lock_descriptor=descriptor,
+            start_timeout_s=timeout_s,
+            cpus=os.cpu_count() or 1,
+        )
+        process = _start_keeper(data, order)
+        mark = ProcessMark.of(process.pid)
+        try:
+            if mark is None:
+                raise StartFailedError(f"the keeper process ended at once\n{_tail(_keeper_log(data))}")
+            errors = _follow(process, data, timeout_s, progress)
+            if not errors:
+                progress("asking every host")
+                _run(_wait_until_all_serve(grid, began + timeout_s, list(grid.hosts)))
+                return Started(data=data, grid=grid, is_new=is_new, keeper=mark, seconds=time.monotonic() - began)
+        except BaseException:
+            _end_start(process, mark)
+            grid_file.remove_running(data)
+            raise
+        _end_start(process, mark)
+        grid_file.remove_running(data)
+        if is_new and {name for name, _ in errors} >= {host.name for host in grid.hosts}:
+            _forget_new_grid(data, grid)
+        raise _start_error(data, grid, errors)
+
+
+def _start_keeper(data: Path, order: keeper.KeeperOrder) -> subprocess.Popen[bytes]:
+    log_path = _keeper_log(data)
+    log_path.parent.mkdir(exist_ok=True)
+    with log_path.open("wb") as log_file:
+        process = subprocess.Popen(  # our own interpreter and module
+            # -P: a `ray.py` in the user's directory must not shadow Ray.
+            [sys.executable, "-P", "-m", "actorgrid.cluster.keeper"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            start_new_session=True,
+            pass_fds=(order.lock_descriptor,),
+        )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(msgspec.json.encode(order))
+    return process
+
+
+def _follow(process: subprocess.Popen[bytes], data: Path, timeout_s: float, progress: Progress) -> list[tuple[str, ActorGridError]]:
+    """Read the keeper's steps to the end; the hosts that failed, with their errors."""
+    assert process.stdout is not None
+    words = {"ray": "starting hosts", "hosts": "waiting for hosts"}
+    # The keeper bounds its own waits; this bounds a keeper that hangs in Ray.
+    alarm = threading.Timer(timeout_s + 15.0, process.kill)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        for step in _steps(process.stdout):
+            if step.step in words:
+                progress(words[step.step])
+            elif step.step == "started":
+                return []
+            elif step.step == "failed":
+                return [(name, from_wire(*error)) for name, error in step.errors]
+    finally:
+        alarm.cancel()
+        process.stdout.close()
+    raise StartFailedError(f"the keeper process ended before the grid was up\n{_tail(_keeper_log(data))}")
+
+
+def _steps(stream: IO[bytes]) -> Iterator[keeper.Step]:
+    for line in stream:
+        yield msgspec.json.decode(line, type=keeper.Step)
+
+
+def _end_start(process: subprocess.Popen[bytes], mark: ProcessMark | None) -> None:
+    """After a failed start: let the keeper clean up, then make sure."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(DOWN_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    if mark is not None:
+        processes.end_session(mark)
+    process.wait()
+
+
+def _start_error(data: Path, grid: GridFile, errors: list[tuple[str, ActorGridError]]) -> ActorGridError:
+    """One error for what may have been the same on every host."""
+    by_text: dict[str, list[str]] = {}
+    for name, error in errors:
+        by_text.setdefault(str(error), []).append(name)
+    if all(isinstance(error, SettingsError) for _, error in errors):
+        return SettingsError(
+            *dict.fromkeys(problem for _, error in errors if isinstance(error, SettingsError) for problem in error.problems)
+        )
+    lines = []
+    for text, names in by_text.items():
+        lines.append(f"{', '.join(name for name in names if name) or 'the grid'}: {text}")
+        entry = next((host for host in grid.hosts if host.name == names[0]), None)
+        log_path = data / entry.data_dir / grid_file.HOST_LOG_FILE if entry else _keeper_log(data)
+        lines.append(f"last lines of {log_path}:\n{_tail(log_path)}")
+    return StartFailedError("\n".join(lines))
+
+
+def _forget_new_grid(data: Path, grid: GridFile) -> None:
+    """No host of a new grid ever served: leave the directory as if `up` had not been called, so that other numbers may be chosen."""
+    (data / grid_file.GRID_FILE).unlink(missing_ok=True)
+    for host in grid.hosts:
+        shutil.rmtree(data / host.data_dir, ignore_errors=True)
+
+
+def _end_leftovers(data: Path) -> None:
+    """End what an earlier keeper that died left behind. The lock is ours, so no grid runs here."""
+    running = grid_file.read_running(data)
+    if running is None:
+        return
+    left = processes.end_session(running.keeper)
+    if left:
+        raise StartFailedError(f"processes of the last run in {data} do not end: {', '.join(left)}")
+    _remove_ray_dir(running)
+    grid_file.remove_running(data)
+
+
+def _remove_ray_dir(running: grid_file.RunningFile) -> None:
+    path = Path(running.ray_dir)
+    if path.parent == Path(keeper.RAY_DIR_PARENT) and path.name.startswith(
+        keeper.RAY_DIR_PREFIX
+    ):  # never another directory, whatever the file says
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def down(data: Path, *, timeout_s: float = DOWN_TIMEOUT_S) -> float:
+    """End the grid of `data` in order: running turns finish for a short while, then every process of it ends.
+
+    :param timeout_s: seconds until all that is left is killed, which loses nothing either
+    :returns: the seconds it took
+    :raises NotRunningError: no grid runs there, nor is anything left of one
+    :raises StartFailedError: some process would not end
+    """
+    began = time.monotonic()
+    data = data.absolute()
+    running = grid_file.read_running(data)
+    if running is None:
+        if data.is_dir() and grid_file.is_locked(data):
+            raise NotRunningError(f"the grid in {data} is being started or stopped by another command; try again")
+        raise NotRunningError(f"no grid runs in {data}")
+    if running.keeper.is_alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.keeper.pid, signal.SIGTERM)
+        processes.wait_for_end([running.keeper], timeout_s)
+    elif not processes.session_members(running.keeper):
+        _remove_ray_dir(running)
+        grid_file.remove_running(data)
+        raise NotRunningError(f"no grid runs in {data}; the last one ended without `down`")
+    left = processes.end_session(running.keeper)
+    _remove_ray_dir(running)
+    if left:
+        raise StartFailedError(f"processes that would not end: {', '.join(left)}")
+    grid_file.remove_running(data)
+    return time.monotonic() - began
+
+
+async def _wait_until_all_serve(grid: GridFile, deadline: float, hosts: list[HostEntry]) -> None:
+    """Ask each host for its status until it answers.
+
+    :raises StartFailedError: one did not before `deadline` (monotonic seconds)
+    """
+    from actorgrid import grid as api
+
+    left = max(1.0, deadline - time.monotonic())
+    asking: dict[str, str] = {host.name: "not asked yet" for host in hosts}
+
+    async def ask(client: api.Client, host: HostEntry) -> None:
+        while True:
+            try:
+                await client.admin(host.address, host.port, "status", {})
+            except (TransientError, OutcomeUnknownError) as error:
+                asking[host.name] = str(error)
+                await asyncio.sleep(ASK_AGAIN_S)
+            else:
+                del asking[host.name]
+                return
+
+    try:
+        async with asyncio.timeout(left), api.connect(grid.address, timeout_s=left) as client, asyncio.TaskGroup() as group:
+            for host in hosts:
+                group.create_task(ask(client, host))
+    except (TimeoutError, ActorGridError, ExceptionGroup) as error:
+        why = "; ".join(f"{name}: {text}" for name, text in asking.items()) or str(error)
+        raise StartFailedError(f"not all hosts answer within {left:.0f} s: {why}") from error
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, also when the caller is itself inside an event loop."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
+
+
+def _keeper_log(data: Path) -> Path:
+    return data / grid_file.KEEPER_DIRECTORY / keeper.LOG_FILE
+
+
+def _tail(path: Path, lines: int = LOG_LINES_SHOWN) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 64 * 1024))
+            text = file.read().decode(errors="replace")
+    except OSError as error:
+        return f"  ({error.strerror})"
+    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])
+
+
+class LocalGrid:
+    """A local grid for the length of a ``with`` block: for tests, demos and benches.
+
+    ::
+
+        with LocalGrid(nodes=3, app=["bank"], app_path=[here], data=tmp) as g:
+            async with grid.connect(g.address) as client: ...
+            g.kill_host("host-2")          # SIGKILL; Ray starts it again with the same data
+
+    :param nodes: hosts, each of which counts as a node; None: as the grid in `data` has it, or 3
+    :param app: actor modules
+    :param app_path: directories put in front of ``sys.path`` before they are imported
+    :param data: the grid's directory, kept afterwards
+    :param port: of the first host; 0: free ports, or those the grid in `data` had
+    :param partitions: None: as the grid in `data` has it, or 64
+    :param settings: of the hosts
+    :param progress: called with a few words at each step of the start
+    :raises SettingsError: on entering, as `up`
+    """
+
+    def __init__(
+        self,
+        *,
+        nodes: int | None = None,
+        app: Sequence[str],
+        app_path: Sequence[str | os.PathLike[str]] = (),
+        data: str | os.PathLike[str],
+        port: int = 0,
+        partitions: int | None = None,
+        settings: HostSettings | None = None,
+        timeout_s: float = START_TIMEOUT_S,
+        progress: Progress = lambda _text: None,
+    ) -> None:
+        self.data = Path(data).absolute()
+        self._wish = Wish(
+            nodes=nodes,
+            partitions=partitions,
+            replicas=None,
+            port=None if port == 0 and (self.data / grid_file.GRID_FILE).exists() else port,
+            app=tuple(app),
+            app_path=tuple(str(Path(each).absolute()) for each in app_path),
+        )
+        self._settings = settings
+        self._timeout_s = timeout_s
+        self._progress = progress
+        self._started: Started | None = None
+
+    def __enter__(self) -> Self:
+        self._started = up(self.data, self._wish, settings=self._settings, timeout_s=self._timeout_s, progress=self._progress)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with contextlib.suppress(NotRunningError):
+            down(self.data)
+
+    @property
+    def started(self) -> Started:
+        """What `up` gave."""
+        assert self._started is not None, "use LocalGrid in a with block"
+        return self._started
+
+    @property
+    def hosts(self) -> tuple[HostEntry, ...]:
+        """Every host with its name, address and port."""
+        return self.started.grid.hosts
+
+    @property
+    def address(self) -> str:
+        """All hosts, ``127.0.0.1:7400,127.0.0.1:7401,...``, as `grid.connect` takes them."""
+        return self.started.grid.address
+
+    def host_pids(self) -> dict[str, int]:
+        """Process id of every host that has a process right now, by host name."""
+        marks = {host.name: grid_file.read_host_mark(self.data, host) for host in self.hosts}
+        return {name: mark.pid for name, mark in marks.items() if mark is not None}
+
+    def kill_host(self, name: str, signal: signal.Signals = signal.SIGKILL) -> int:
+        """Send `signal` to the process of host `name`; its pid.
+
+        :raises NotRunningError: it has no process right now
+        """
+        entry = next(host for host in self.hosts if host.name == name)
+        mark = grid_file.read_host_mark(self.data, entry)
+        if mark is None:
+            raise NotRunningError(f"{name} has no process right now")
+        os.kill(mark.pid, signal)
+        return mark.pid
+
+    def wait_until_serving(self, name: str | None = None, *, timeout_s: float = 30.0) -> None:
+        """Return when host `name`, or every host, answers.
+
+        :raises StartFailedError: not within `timeout_s` seconds
+        """
+        hosts = [host for host in self.hosts if name in (None, host.name)]
+        _run(_wait_until_all_serve(self.started.grid, time.monotonic() + timeout_s, hosts))

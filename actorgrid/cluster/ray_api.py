@@ -1,0 +1,224 @@
+"""The one wrapper around Ray: nothing else imports it, and Ray's private interfaces are used here only.
+
+What crosses Ray as argument or result is plain data of ours (bytes, str, numbers, dicts of these), never an object of a
+user's class: Ray pickles, we do not (I18). None of this is on the path of a message: when Ray's control store is away,
+hosts serve on, and only starting hosts and offloading waits.
+
+Private here: ``ray._private.node.Node`` and ``RayParams`` (what ``ray start --head`` itself uses; it offers ports,
+directories and processes that ``ray.init`` does not), and a node's list of processes. ``tests/cluster`` is their contract test;
+ray is pinned in ``pyproject.toml``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from actorgrid.cluster import ports
+
+NODE_LABEL = "actorgrid-node"
+LOCAL_NODE = "local"
+#: The least that Ray accepts; offloaded arguments and results of more than 100 KiB pass through it.
+_OBJECT_STORE_BYTES = 80 << 20
+_RECONNECT_S = 3600
+
+
+def ray_environment(gcs_directory: Path) -> dict[str, str]:
+    """Variables that Ray's processes of a local grid run with; to be set before Ray is imported, since it reads them then.
+
+    Each has its reason in facts.md, section Ray.
+    """
+    return {
+        # Whoever can reach Ray's ports can run code as us. A token of our own, known only to the grid's own processes, shuts
+        # out other users of the machine; without the explicit mode Ray would write a token into the home directory.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Despite its name, on Linux too it makes Ray take 127.0.0.1 for itself and not the machine's outer address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Hosts must not be the first that the kernel starves or kills, nor must one's memory take the others with it.
+        "RAY_worker_niceness": "0",
+        "RAY_worker_oom_score_adjustment": "0",
+        "RAY_memory_monitor_refresh_ms": "0",
+        # The data plane outlives the control store, which comes back with what it knew.
+        "RAY_gcs_storage": "rocksdb",
+        "RAY_gcs_storage_path": str(gcs_directory),
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(_RECONNECT_S),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
+        # Idle Ray logs 1-4 MB an hour and never stops.
+        "RAY_ROTATION_MAX_BYTES": str(8 << 20),
+        "RAY_ROTATION_BACKUP_COUNT": "1",
+        "RAY_enable_metrics_collection": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+class LocalRay:
+    """One Ray head on 127.0.0.1, started by and for the calling process, which must call from its main thread.
+
+    When the calling process dies, the kernel kills Ray's control store and its raylet (and workers leave when their raylet does).
+
+    :param directory: where Ray keeps sockets and logs; short (socket paths have at most 107 bytes)
+    :param cpus: what offloaded tasks may use; hosts themselves ask for none
+    """
+
+    def __init__(self, directory: Path, *, cpus: int) -> None:
+        import ray
+        from ray._private.node import Node
+        from ray._private.parameter import RayParams
+        from ray._private.resource_isolation_config import ResourceIsolationConfig
+
+        class HeadNode(Node):  # type: ignore[misc]  # ray is untyped
+            def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+                """Leave the dashboard's server out: 100 MB for something nobody asks."""
+
+        self._ray = ray
+        self._directory = directory
+        self._node = HeadNode(
+            RayParams(
+                node_ip_address=ports.LOOPBACK,
+                gcs_server_port=ports.find_free(1),
+                # 0: from the kernel's own range. Ray's default for workers, 10002-19999, collides with another Ray's.
+                min_worker_port=0,
+                max_worker_port=0,
+                num_cpus=cpus,
+                num_gpus=0,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                include_log_monitor=False,
+                no_monitor=True,
+                temp_dir=str(directory),
+                labels={NODE_LABEL: LOCAL_NODE},
+                resource_isolation_config=ResourceIsolationConfig(enable_resource_isolation=False),
+            ),
+            head=True,
+            shutdown_at_exit=False,
+            spawn_reaper=True,
+        )
+        self.address: str = self._node.gcs_address
+
+    def connect(self, namespace: str) -> None:
+        """Become a driver of this Ray; its messages go to Ray's own logs, not to our output."""
+        self._ray.init(
+            address=self.address,
+            namespace=namespace,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(self._directory),
+            _node_ip_address=ports.LOOPBACK,
+        )
+
+    def dead_servers(self) -> list[str]:
+        """Names of Ray's servers on this node that have ended, such as ``gcs_server``."""
+        return [str(name) for name, _process in self._node.dead_processes()]
+
+    def restart_control_store(self) -> None:
+        """Start Ray's control store again at the same port, from what it stored."""
+        del self._node.all_processes["gcs_server"]
+        self._node._gcs_address = self._node._gcs_client = None  # else it refuses to start a second one
+        self._node.start_gcs_server()
+
+    def stop(self) -> None:
+        """Disconnect and kill Ray's servers."""
+        self._ray.shutdown()
+        self._node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+class HostHandle:
+    """A host actor, as its keeper sees it."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name = name
+        self._actor = actor
+
+    def begin(self, method: str) -> Any:
+        """Call a method of the actor; the reference goes to `results`."""
+        return getattr(self._actor, method).remote()
+
+
+def create_host_actor(host_class: type, name: str, order: bytes, *, node_label: str = LOCAL_NODE) -> HostHandle:
+    """Create the detached actor ``actorgrid-<name>`` in the driver's namespace, restarted by Ray whenever it dies.
+
+    Returns at once; the actor's process starts meanwhile.
+
+    :param order: what `host_class` gets as its only argument, at the first start and at every restart
+    :param node_label: value of the label of the Ray node it is pinned to. A label, not a node id: it comes back with the node.
+    """
+    import ray
+
+    remote_class = ray.remote(host_class)
+    actor = remote_class.options(
+        name=f"actorgrid-{name}",
+        lifetime="detached",
+        max_restarts=-1,
+        max_task_retries=0,
+        num_cpus=0,
+        max_concurrency=64,
+        label_selector={NODE_LABEL: node_label},
+    ).remote(order)
+    return HostHandle(name, actor)
+
+
+def results(references: Sequence[Any], timeout_s: float, *, cancelled: Callable[[], bool] = lambda: False) -> list[Any]:
+    """The result of each reference, in order; an exception object where the call failed or had no answer in `timeout_s` seconds."""
+    import ray
+
+    deadline = time.monotonic() + timeout_s
+    waiting = list(references)
+    while waiting and time.monotonic() < deadline and not cancelled():
+        _done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=min(0.2, max(0.0, deadline - time.monotonic())))
+    answers: list[Any] = []
+    for reference in references:
+        try:
+            answers.append(ray.get(reference, timeout=0) if reference not in waiting else TimeoutError(f"no answer in {timeout_s:g} s"))
+        except Exception as error:  # noqa: BLE001  # whatever Ray raises is that host's answer
+            answers.append(error)
+    return answers
+
+
+class TaskRunner:
+    """Runs one function of ours as Ray tasks from inside an actor's process.
+
+    :param function: a module-level function of plain data; Ray finds it by its name in the worker
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        import ray
+
+        self._ray = ray
+        self._remote = ray.remote(function)
+
+    def begin(self, arguments: tuple[Any, ...], *, cpus: float, memory_bytes: int | None, name: str) -> Any:
+        """Submit a task. May block while Ray's control store is away: call it from a thread.
+
+        A task whose worker process dies is run again twice, since an offloaded function has no effect but its result.
+        """
+        return self._remote.options(num_cpus=cpus, memory=memory_bytes, max_retries=2, name=name).remote(*arguments)
+
+    def cancel(self, reference: Any) -> None:
+        """Kill the task's worker process: CPU-heavy code does not listen."""
+        self._ray.cancel(reference, force=True)
+
+    def largest_node_cpus(self) -> float:
+        """CPUs of the largest node. Asks the control store; call it from a thread."""
+        return max((float(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]), default=0.0)
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What Ray raises when a task could not be run."""
+        return (self._ray.exceptions.RayError,)
+
+
+def quiet_actor_output(path: Path, *, bytes_max: int = 16 << 20) -> None:
+    """Send the calling process's stdout and stderr, also of native code, to `path` instead of Ray's short-lived logs."""
+    if path.exists() and path.stat().st_size > bytes_max:
+        path.replace(path.with_name(path.name + ".1"))
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)

@@ -1,0 +1,50 @@
+"""The public names: ``from actorgrid import grid``.
+
+Everything an application or an actor module needs, apart from the errors, which are in `actorgrid.errors`. Importing it starts
+nothing and needs only the bare package.
+"""
+
+from __future__ import annotations
+
+from actorgrid.actor.collections import List, Map
+from actorgrid.actor.context import current, offload
+from actorgrid.actor.definition import actor, blocking, read, reentrant
+from actorgrid.client.client import Client
+from actorgrid.client.sync import SyncClient
+from actorgrid.settings import ClientSettings
+
+__all__ = [
+    "Client",
+    "ClientSettings",
+    "List",
+    "Map",
+    "SyncClient",
+    "actor",
+    "blocking",
+    "connect",
+    "connect_sync",
+    "current",
+    "offload",
+    "read",
+    "reentrant",
+]
+
+
+def connect(address: str, *, timeout_s: float | None = None, settings: ClientSettings | None = None) -> Client:
+    """A client of the grid at `address`: ``async with grid.connect("127.0.0.1:7400") as client``.
+
+    :param address: ``host:port`` of any host of the grid, or several separated by commas, of which one must answer
+    :param timeout_s: seconds until a call, or connecting, gives up; default: the settings'
+    :param settings: default: `ClientSettings.from_environment`
+    :raises InvalidArgumentError: the address or timeout is none
+    :raises SettingsError: a variable of the environment is out of range
+    """
+    return Client(address, timeout_s=timeout_s, settings=settings or ClientSettings.from_environment())
+
+
+def connect_sync(address: str, *, timeout_s: float | None = None, settings: ClientSettings | None = None) -> SyncClient:
+    """A client without asyncio: ``with grid.connect_sync("127.0.0.1:7400") as client``. Arguments are those of `connect`.
+
+    It is the same client, run by a thread of its own; use it from as many threads as you like.
+    """
+    return SyncClient(address, timeout_s=timeout_s, settings=settings or ClientSettings.from_environment())

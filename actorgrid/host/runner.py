@@ -1,0 +1,449 @@
+"""Runs turns: drives a coroutine by hand until it waits for something, and only then makes a task of it.
+
+Most turns never wait, so most turns cost no task, no trip through the event loop and no handle (design section 5). A turn that does
+wait goes on as an ordinary asyncio task, in the same context, so that ``asyncio.timeout``, task groups and everything else work in
+actor code from its first line on; for that first stretch `FirstStepTask` stands in as the current task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+import traceback
+from asyncio.tasks import _enter_task, _leave_task  # documented under "Extending" in the asyncio reference
+from collections.abc import Coroutine, Generator
+from typing import Any, Final
+
+from actorgrid.actor.context import current_turn
+from actorgrid.actor.scope import ReentrantScope
+from actorgrid.errors import (
+    ActorError,
+    ActorGridError,
+    DeadlineExceededError,
+    NonDeterministicTurnError,
+    OverloadedError,
+    PayloadTooLargeError,
+    ReentrancyError,
+    SessionExpiredError,
+    TransientError,
+    to_wire,
+)
+from actorgrid.host.activation import Activation
+from actorgrid.host.turn import Turn
+from actorgrid.host.watchdog import TurnBlockedError, Watchdog
+from actorgrid.ids import show_address
+from actorgrid.settings import HostSettings, WireSettings
+from actorgrid.wire.messages import STATUS_ERROR, STATUS_OK, encode
+
+logger = logging.getLogger(__name__)
+
+TRACEBACK_CHARACTERS_MAX: Final = 8192
+
+#: Errors of calls that a turn made which say as much to its own caller. Others (a wrong argument, say) are the actor's failure.
+_PASSED_ON: Final = (ActorError, ReentrancyError, NonDeterministicTurnError, DeadlineExceededError, SessionExpiredError, PayloadTooLargeError)
+
+
+class FirstStepTask:
+    """What ``asyncio.current_task()`` gives before a turn has waited for the first time.
+
+    It becomes a front of the real task once there is one. Library code that holds on to the current task (``asyncio.timeout`` does)
+    may cancel it at any time: what comes before there is a task is delivered to it then.
+    """
+
+    __slots__ = ("__weakref__", "_cancel_messages", "_loop", "_name", "_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        self._cancel_messages: list[Any] = []
+        self._name = "turn"
+
+    def become(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+        for message in self._cancel_messages:
+            task.cancel(message)
+
+    @property
+    def used(self) -> bool:
+        return self._task is not None or bool(self._cancel_messages)
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self._task is not None:
+            return self._task.cancel(msg)
+        self._cancel_messages.append(msg)
+        return True
+
+    def cancelling(self) -> int:
+        return self._task.cancelling() if self._task is not None else len(self._cancel_messages)
+
+    def uncancel(self) -> int:
+        if self._task is not None:
+            return self._task.uncancel()
+        if self._cancel_messages:
+            self._cancel_messages.pop()
+        return len(self._cancel_messages)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def get_name(self) -> str:
+        return self._name
+
+    def set_name(self, value: object) -> None:
+        self._name = str(value)
+
+    def done(self) -> bool:
+        return self._task is not None and self._task.done()
+
+    def cancelled(self) -> bool:
+        return self._task is not None and self._task.cancelled()
+
+    def __getattr__(self, name: str) -> Any:
+        # The rest of a task's interface exists only once there is a task.
+        task = object.__getattribute__(self, "_task")
+        if task is None:
+            raise AttributeError(f"{name}: this turn has not awaited anything yet, so it has no task")
+        return getattr(task, name)
+
+
+def _first_step(turn: Turn, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    current_turn.set(turn)
+    return coroutine.send(None)
+
+
+class Runner:
+    """Runs the turns of one host, one at a time per activation."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: HostSettings, wire: WireSettings, watchdog: Watchdog) -> None:
+        self._loop = loop
+        self._result_bytes_max = wire.frame_bytes_max - 4096
+        self._settings = settings
+        self._watchdog = watchdog
+        self._stand_in = FirstStepTask(loop)
+        #: Turns admitted and not over, and the bytes of their arguments: what the host's bounds are held against (I16).
+        self.admitted = 0
+        self.admitted_bytes = 0
+        self.suspended: dict[Turn, int] = {}  #: turns that wait for something, with the time they began to (monotonic ns)
+        self.turns_total = 0
+        self.turns_failed = 0
+        self.turns_cancelled = 0
+        self.turns_abandoned = 0
+
+    # -- admission
+
+    def submit(self, turn: Turn) -> None:
+        """Run `turn`, now or after those before it.
+
+        :raises OverloadedError: a bound is reached; nothing happened
+        """
+        settings = self._settings
+        if self.admitted >= settings.host_queue_max or self.admitted_bytes + turn.args_bytes > settings.host_queue_bytes_max:
+            raise OverloadedError(f"this host has {self.admitted} calls under way ({self.admitted_bytes} bytes), which is its limit", retry_after_s=0.02)
+        activation = turn.activation
+        queue = activation.queue
+        if queue is not None and len(queue) >= settings.actor_queue_max:
+            raise OverloadedError(f"{len(queue)} calls wait for {show_address(activation.address)}, which is the limit", retry_after_s=0.02)
+        self.admitted += 1
+        self.admitted_bytes += turn.args_bytes
+        if activation.running or queue is not None:
+            activation.partition.enqueue(turn)
+        else:
+            self._run_all(turn)
+
+    def submit_reentrant(self, turn: Turn) -> None:
+        """Run `turn` inside the turn that waits for it (A -> B -> A). The caller has checked that it does."""
+        activation = turn.activation
+        self.admitted += 1
+        self.admitted_bytes += turn.args_bytes
+        try:
+            turn.scope = ReentrantScope(activation.state, read=turn.method.read)
+        except TypeError as error:
+            self.refuse(turn, _as_actor_error(turn, error))
+            return
+        self._step(turn)
+
+    def _run_all(self, turn: Turn) -> None:
+        """Run `turn` and then what has queued up behind it, until one of them waits for something."""
+        activation = turn.activation
+        while self._step(turn):
+            if activation.queue is None or activation.running:
+                return
+            following = self._next(activation)
+            if following is None:
+                return
+            turn = following
+
+    def _next(self, activation: Activation) -> Turn | None:
+        """The next turn of the queue whose caller still waits."""
+        queue = activation.queue
+        while queue:
+            turn = queue.popleft()
+            if turn.deadline_ns > time.monotonic_ns():
+                if not queue:
+                    activation.queue = None
+                return turn
+            self.refuse(turn, OverloadedError(f"the deadline passed in the queue of {show_address(activation.address)}; nothing happened"))
+        activation.queue = None
+        return None
+
+    def resume_queue(self, activation: Activation) -> None:
+        """Nothing is running in `activation` any more: go on with what waits."""
+        if activation.queue is not None and not activation.running:
+            turn = self._next(activation)
+            if turn is not None:
+                self._run_all(turn)
+
+    def resume_soon(self, activation: Activation) -> None:
+        self._loop.call_soon(self.resume_queue, activation)
+
+    def refuse(self, turn: Turn, error: ActorGridError) -> None:
+        """Answer a turn that has been admitted and will not run."""
+        self.refuse_with(turn, error_payload(error))
+
+    def refuse_with(self, turn: Turn, payload: bytes) -> None:
+        self._release(turn)
+        turn.activation.partition.forget_running(turn)
+        turn.answer(STATUS_ERROR, payload)
+
+    # -- one turn
+
+    def _step(self, turn: Turn) -> bool:
+        """Start `turn`. True if it is over, False if it waits for something and goes on as a task."""
+        activation = turn.activation
+        activation.running = (*activation.running, turn)
+        self.turns_total += 1
+        if activation.state.view is not None and turn.scope is None:
+            activation.state.begin(activation.partition.applied_lsn, read=turn.method.read)
+        watchdog, loop, stand_in = self._watchdog, self._loop, self._stand_in
+        context = contextvars.copy_context()
+        outer = asyncio.current_task(loop)
+        if outer is not None:
+            _leave_task(loop, outer)
+        _enter_task(loop, stand_in)  # type: ignore[arg-type]
+        watchdog.step += 1
+        watchdog.current = turn
+        try:
+            coroutine = turn.method.function(activation.state.instance, *turn.args)
+            awaited = context.run(_first_step, turn, coroutine)
+        except StopIteration as stop:
+            watchdog.current = None
+            error, value = None, stop.value
+        except BaseException as raised:  # noqa: BLE001 - an actor may raise anything, SystemExit included; it harms only itself
+            watchdog.current = None
+            error, value = raised, None
+        else:
+            watchdog.current = None
+            self._suspend(turn, coroutine, awaited, context, stand_in)
+            return False
+        finally:
+            _leave_task(loop, stand_in)  # type: ignore[arg-type]
+            if outer is not None:
+                _enter_task(loop, outer)
+            if stand_in.used:
+                self._stand_in = FirstStepTask(loop)
+        if watchdog.struck is not None:
+            watchdog.settle(turn)
+        self._finish(turn, value, error)
+        return True
+
+    def _suspend(
+        self, turn: Turn, coroutine: Coroutine[Any, Any, Any], awaited: Any, context: contextvars.Context, stand_in: FirstStepTask
+    ) -> None:
+        self.suspended[turn] = time.monotonic_ns()
+        task = self._loop.create_task(self._go_on(turn, coroutine, awaited), context=context)
+        turn.task = task
+        stand_in.become(task)
+        delay_s = (turn.deadline_ns - time.monotonic_ns()) / 1e9
+        turn.timer = self._loop.call_later(max(0.0, delay_s), self._expire, turn)
+
+    async def _go_on(self, turn: Turn, coroutine: Coroutine[Any, Any, Any], awaited: Any) -> None:
+        error: BaseException | None = None
+        value = None
+        try:
+            value = await _Rest(self._watchdog, turn, coroutine, awaited)
+        except BaseException as raised:  # noqa: BLE001 - as above; a cancellation of this task is a cancellation of the turn
+            error = raised
+        self.suspended.pop(turn, None)
+        if turn.timer is not None:
+            turn.timer.cancel()
+        activation = turn.activation
+        if activation.dead:
+            self._release(turn)
+            return
+        self._finish(turn, value, error)
+        if not activation.running:
+            self.resume_queue(activation)
+        else:
+            activation.partition.admit_waiting_reentrant(activation)
+
+    def _expire(self, turn: Turn) -> None:
+        """The caller's deadline has passed and the turn still waits: cancel it, so that the actor is free again."""
+        if turn.task is None or turn.task.done():
+            return
+        if not turn.expired:
+            turn.expired = True
+            self.turns_cancelled += 1
+            logger.warning("turn cancelled at its deadline method=%s actor=%s", turn.method.qualified_name, show_address(turn.activation.address))
+            turn.task.cancel()
+            turn.timer = self._loop.call_later(self._settings.turn_cancel_grace_s, self._expire, turn)
+            return
+        # It swallowed the cancellation. Its object can no longer be trusted: leave it to itself, and begin anew from what is stored.
+        self.turns_abandoned += 1
+        logger.error("turn abandoned, it ignores cancellation method=%s actor=%s", turn.method.qualified_name, show_address(turn.activation.address))
+        self._discard(turn, DeadlineExceededError(f"{turn.method.qualified_name} ran past its deadline and did not stop; what it changed was thrown away"))
+
+    def _discard(self, turn: Turn, error: ActorGridError) -> None:
+        """Throw the activation away with the state that `turn` may still hold on to."""
+        activation = turn.activation
+        running = activation.running
+        activation.running = ()
+        for each in running:
+            self._release(each)
+            if each is not turn and each.task is not None:
+                each.task.cancel()
+            activation.partition.forget_running(each)
+            each.answer(STATUS_ERROR, error_payload(error))
+        activation.partition.drop(activation)
+
+    def _finish(self, turn: Turn, value: Any, error: BaseException | None) -> None:
+        """The turn is over: log what it changed, or put everything back."""
+        activation = turn.activation
+        if error is not None and (turn.expired or isinstance(error, asyncio.CancelledError)):
+            # A thread it started may still be at work on the object, so the object goes too (`@grid.blocking`).
+            text = "was cancelled at its deadline" if turn.expired else "was cancelled"
+            self._discard(turn, DeadlineExceededError(f"{turn.method.qualified_name} {text}; nothing it changed was kept"))
+            return
+        method, state, scope = turn.method, activation.state, turn.scope
+        changes = None
+        if error is None:
+            try:
+                payload = method.encode_result(value)
+                if len(payload) > self._result_bytes_max:
+                    raise PayloadTooLargeError(
+                        f"result of {method.qualified_name}: {len(payload)} bytes, allowed are {self._result_bytes_max}; return it in pages"
+                    )
+                if method.read:
+                    changed = state.changed_by_read() if scope is None else scope.changed_by_read()
+                    if changed is not None:
+                        raise TypeError(f"{method.qualified_name} is marked @grid.read but changed {changed}; what it changed was undone")
+                else:
+                    changes = state.changes() if scope is None else scope.changes()
+            except (TypeError, PayloadTooLargeError) as wrong:
+                error = wrong
+        status = STATUS_OK
+        if error is not None:
+            self.turns_failed += 1
+            status = STATUS_ERROR
+            (state if scope is None else scope).rollback()
+            if isinstance(error, TransientError | DeadlineExceededError) and not method.read and turn.calls_made == 0:
+                # Nothing happened, and trying again may help: not worth remembering as this request's answer.
+                self._end(turn)
+                activation.partition.forget_running(turn)
+                turn.answer(STATUS_ERROR, error_payload(error))
+                return
+            payload = error_payload(_as_wire_error(turn, error))
+        if scope is not None:
+            scope.close()
+        self._end(turn)
+        if method.read:
+            activation.partition.answer_read(turn, status, payload)
+        else:
+            activation.partition.log(turn, status, payload, changes)
+        if activation.state.view is not None and scope is None:
+            activation.state.end()
+
+    def _end(self, turn: Turn) -> None:
+        self._release(turn)
+        activation = turn.activation
+        activation.running = activation.running[:-1] if activation.running[-1] is turn else tuple(t for t in activation.running if t is not turn)
+
+    def _release(self, turn: Turn) -> None:
+        if not turn.over:
+            turn.over = True
+            self.admitted -= 1
+            self.admitted_bytes -= turn.args_bytes
+
+    def report_stuck(self) -> list[dict[str, Any]]:
+        """Turns that have waited longer than ``turn_stuck_report_s``: for the status, and logged once each time it is called."""
+        now_ns = time.monotonic_ns()
+        limit_ns = int(self._settings.turn_stuck_report_s * 1e9)
+        return [
+            {"method": turn.method.qualified_name, "actor": show_address(turn.activation.address), "waiting_s": round((now_ns - since) / 1e9, 1)}
+            for turn, since in self.suspended.items()
+            if now_ns - since > limit_ns
+        ]
+
+
+class _Rest:
+    """Awaitable for the rest of a coroutine whose first step is already made, with the watchdog told of every further step."""
+
+    __slots__ = ("_awaited", "_coroutine", "_turn", "_watchdog")
+
+    def __init__(self, watchdog: Watchdog, turn: Turn, coroutine: Coroutine[Any, Any, Any], awaited: Any) -> None:
+        self._watchdog = watchdog
+        self._turn = turn
+        self._coroutine = coroutine
+        self._awaited = awaited
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        watchdog, turn, coroutine, awaited = self._watchdog, self._turn, self._coroutine, self._awaited
+        while True:
+            thrown: BaseException | None = None
+            sent = None
+            try:
+                sent = yield awaited
+            except GeneratorExit:
+                coroutine.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - whatever is thrown in belongs to the coroutine
+                thrown = error
+            watchdog.step += 1
+            watchdog.current = turn
+            try:
+                awaited = coroutine.send(sent) if thrown is None else coroutine.throw(thrown)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                watchdog.current = None
+                if watchdog.struck is not None:
+                    watchdog.settle(turn)
+
+
+def _as_wire_error(turn: Turn, error: BaseException) -> ActorGridError:
+    """What the caller is told. Errors of the grid pass through; anything else the actor raised is an `ActorError`."""
+    if isinstance(error, _PASSED_ON):
+        return error
+    return _as_actor_error(turn, error)
+
+
+def _as_actor_error(turn: Turn, error: BaseException) -> ActorError:
+    actor = show_address(turn.activation.address)
+    if isinstance(error, TurnBlockedError):
+        text = "the turn blocked its host's loop and was interrupted; use @grid.blocking or grid.offload for such work"
+        kind = "TurnBlockedError"
+    else:
+        text = str(error)
+        kind = type(error).__qualname__ if type(error).__module__ == "builtins" else f"{type(error).__module__}.{type(error).__qualname__}"
+    return ActorError(
+        f"{turn.method.qualified_name} of {actor} raised {kind}: {text}",
+        remote_type=kind,
+        remote_text=text,
+        remote_traceback=_actor_traceback(error),
+        actor=actor,
+    )
+
+
+def _actor_traceback(error: BaseException) -> str:
+    """The traceback from the actor's own frames on."""
+    step = error.__traceback__
+    while step is not None and step.tb_frame.f_globals.get("__name__", "").startswith("actorgrid.host"):
+        step = step.tb_next
+    text = "".join(traceback.format_exception(type(error), error, step, limit=30))
+    return text if len(text) <= TRACEBACK_CHARACTERS_MAX else f"...{text[-TRACEBACK_CHARACTERS_MAX:]}"
+
+
+def error_payload(error: ActorGridError) -> bytes:
+    """`error` as the payload of a reply."""
+    return encode(to_wire(error))

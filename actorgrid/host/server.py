@@ -1,0 +1,246 @@
+"""The host's side of the wire: handshake, frames in, answers out, one write per connection and loop tick.
+
+Nothing is decoded before the handshake (I18), and nothing here grows without bound (I16): a peer that sends too much is told so, one
+that reads too little is no longer read from, and then cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from actorgrid.errors import AccessDeniedError, ActorGridError, HostUnavailableError, NotPrimaryError, OverloadedError, ProtocolError, RequestError, to_wire
+from actorgrid.host.partition import HostedPartition
+from actorgrid.host.runner import error_payload
+from actorgrid.settings import WireSettings
+from actorgrid.wire import messages
+from actorgrid.wire.framing import FrameReader, frame, frames_of
+from actorgrid.wire.handshake import accept_hello, read_hello
+
+logger = logging.getLogger(__name__)
+
+
+class Service(Protocol):
+    """What connections need of their host."""
+
+    cluster_id: str
+    partitions: dict[int, HostedPartition]
+    #: How far each client is, over all partitions: frees the records of nested calls.
+    watermarks: dict[bytes, int]
+
+    def welcome(self, version: int) -> messages.Welcome: ...
+    def map_message(self) -> messages.MapMessage: ...
+    def primary_of(self, partition: int) -> str: ...
+    def administer(self, verb: str, arguments: dict[str, Any]) -> Any: ...
+
+
+class ConnectionCounters:
+    """What connections count; also the bound on their number."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.accepted_total = 0
+        self.refused_total = 0
+        self.protocol_errors_total = 0
+        self.cut_off_total = 0
+
+
+class HostConnection(asyncio.Protocol):
+    """One connection of a client, another host, or an operator's tool."""
+
+    def __init__(
+        self,
+        service: Service,
+        settings: WireSettings,
+        connections_max: int,
+        counters: ConnectionCounters,
+        connections: dict[HostConnection, None],
+    ) -> None:
+        self._service = service
+        self._settings = settings
+        self._connections_max = connections_max
+        self._counters = counters
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self._reader = FrameReader(settings.hello_bytes_max)
+        self._receive: Callable[[bytes], None] = self._greet
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._out: list[bytes] = []
+        self._flush_scheduled = False
+        self.client_id = b""
+        self.role = ""
+        self.peer = "?"
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=1 << 20)
+        peer = transport.get_extra_info("peername")
+        self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer)
+        self._counters.open += 1
+        self._connections[self] = None
+        if self._counters.open > self._connections_max:
+            self._refuse(OverloadedError(f"this host has {self._connections_max} connections, which is its limit", retry_after_s=0.5))
+            return
+        self._timer = self._loop.call_later(self._settings.handshake_timeout_s, self._greeting_too_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._counters.open -= 1
+        self._connections.pop(self, None)
+        self._transport = None
+        self._out.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for payload in self._reader.feed(data):
+                self._receive(payload)
+        except (ProtocolError, AccessDeniedError) as error:
+            self._counters.protocol_errors_total += 1
+            logger.warning("connection refused peer=%s error=%s", self.peer, error)
+            self._refuse(error)
+
+    def pause_writing(self) -> None:
+        # The peer does not read its answers: take no more work from it.
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    # -- handshake
+
+    def _greeting_too_late(self) -> None:
+        self._counters.protocol_errors_total += 1
+        self._refuse(ProtocolError(f"no handshake within {self._settings.handshake_timeout_s} s"))
+
+    def _greet(self, payload: bytes) -> None:
+        hello = read_hello(payload)
+        version = accept_hello(hello, self._service.cluster_id)
+        self.client_id, self.role = hello.client_id, hello.role
+        if self._timer is not None:
+            self._timer.cancel()
+        self._counters.accepted_total += 1
+        self._reader.frame_bytes_max = self._settings.frame_bytes_max
+        self._receive = self._dispatch
+        self._write(frame(messages.encode(self._service.welcome(version))))
+
+    def _refuse(self, error: ActorGridError) -> None:
+        self._counters.refused_total += 1
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame(messages.encode(messages.Refused(*to_wire(error)))))
+            self._transport.close()
+        self._receive = self._ignore
+
+    def _ignore(self, payload: bytes) -> None:
+        """The connection is closing."""
+
+    # -- messages
+
+    def _dispatch(self, payload: bytes) -> None:
+        kind = payload[1] if len(payload) > 1 else -1
+        decoder = messages.HOST_DECODERS.get(kind)
+        if decoder is None:
+            raise ProtocolError(f"message of unknown kind {kind}")
+        try:
+            message = decoder(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(f"message of kind {kind} does not have its form: {error}") from None
+        match message:
+            case messages.Calls(groups):
+                self._take_calls(groups)
+            case messages.GetMap():
+                self._write(frame(messages.encode(self._service.map_message())))
+            case messages.Admin(correlation, verb, arguments):
+                self._administer(correlation, verb, arguments)
+            case messages.Ping(token):
+                self._write(frame(messages.encode(messages.Pong(token))))
+            case _:
+                pass
+
+    def _take_calls(self, groups: list[messages.CallGroup]) -> None:
+        now_ns = time.monotonic_ns()
+        partitions, watermarks = self._service.partitions, self._service.watermarks
+        for group in groups:
+            client_id = group.client_id
+            if not client_id:
+                client_id = self.client_id
+            elif self.role != messages.ROLE_HOST:
+                raise ProtocolError(f"a {self.role} may call in its own name only")
+            if group.lowest_anywhere > watermarks.get(client_id, 0):
+                watermarks[client_id] = group.lowest_anywhere
+            partition = partitions.get(group.partition)
+            if partition is None or not partition.serving:
+                refusal = error_payload(self._not_here(group.partition, known=partition is not None))
+                for call in group.calls:
+                    self.reply(call.correlation, messages.STATUS_ERROR, refusal)
+                continue
+            lowest, lowest_anywhere, since_lsn = group.lowest, group.lowest_anywhere, group.since_lsn
+            for call in group.calls:
+                partition.admit(call, client_id, lowest, lowest_anywhere, since_lsn, self, now_ns)
+
+    def _not_here(self, partition: int, *, known: bool) -> ActorGridError:
+        if known:
+            return HostUnavailableError(f"partition {partition} does not serve at the moment", retry_after_s=0.05)
+        primary = self._service.primary_of(partition)
+        return NotPrimaryError(f"partition {partition} is not here; its primary is {primary or 'unknown'}", partition=partition, primary=primary)
+
+    def _administer(self, correlation: int, verb: str, arguments: dict[str, Any]) -> None:
+        try:
+            answer = messages.encode(self._service.administer(verb, arguments))
+            status = messages.STATUS_OK
+        except ActorGridError as error:
+            status, answer = messages.STATUS_ERROR, error_payload(error)
+        self._write(frame(messages.encode(messages.AdminReply(correlation, status, msgspec.Raw(answer)))))
+
+    # -- answers
+
+    def reply(self, correlation: int, status: int, payload: bytes) -> None:
+        """Answer one call; all answers of a tick leave in one write."""
+        if self._transport is None:
+            return
+        self._out.append(messages.encode((correlation, status, msgspec.Raw(payload))))
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        out, self._out = self._out, []
+        if self._transport is None or not out:
+            return
+        self._write(b"".join(frames_of(messages.KIND_REPLIES, out, self._settings.frame_bytes_max)))
+
+    def _write(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(data)
+        if transport.get_write_buffer_size() > self._settings.write_buffer_bytes_max:
+            self._counters.cut_off_total += 1
+            logger.warning("connection cut off, it does not read peer=%s buffered=%d", self.peer, transport.get_write_buffer_size())
+            transport.abort()
+
+    def say_goodbye(self, reason: str) -> None:
+        """The host is stopping; what is still to be answered goes out first."""
+        self._flush()
+        if self._receive == self._dispatch:
+            self._write(frame(messages.encode(messages.Goodbye(reason))))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+def unknown_verb(verb: str, known: list[str]) -> RequestError:
+    """For hosts: an operator's tool asked something this release does not know."""
+    return RequestError(f"unknown verb {verb!r:.60}; known are: {', '.join(sorted(known))}")

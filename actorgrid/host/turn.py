@@ -1,0 +1,158 @@
+"""One turn: a request being executed in an activation, and what it knows about itself (``grid.current()``)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from actorgrid.actor.context import TurnContext
+from actorgrid.actor.methods import Method
+from actorgrid.ids import ClientId, RequestId
+
+if TYPE_CHECKING:
+    from actorgrid.actor.scope import ReentrantScope
+    from actorgrid.host.activation import Activation
+
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Sink(Protocol):
+    """Where answers go: a connection, or a turn of this host that called another actor of it."""
+
+    def reply(self, correlation: int, status: int, payload: bytes) -> None:
+        """Hand over an answer; never raises, never blocks."""
+
+
+class Outgoing(Protocol):
+    """What leaves a turn: calls to other actors, and offloaded work. Implemented by `actorgrid.host.outgoing`."""
+
+    def proxy(self, turn: Turn, actor: type[T], actor_id: str) -> T: ...
+    def call(self, turn: Turn, function: Callable[..., Any], actor_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]: ...
+    async def offload(self, turn: Turn, function: Callable[..., Any], args: tuple[Any, ...], cpus: float, memory_bytes: int | None) -> Any: ...
+
+
+class Turn(TurnContext):
+    """A request in execution, from admission to its answer.
+
+    :ivar session_key: number, or (number, path), under which the session knows it; None for reads and hooks, which leave no record
+    :ivar client_id: empty for hooks
+    :ivar deadline_ns: monotonic
+    :ivar waiters: who else asked under the same request id since
+    """
+
+    __slots__ = (
+        "activation",
+        "again",
+        "args",
+        "args_bytes",
+        "calls_made",
+        "chain",
+        "client_id",
+        "correlation",
+        "deadline_ns",
+        "digest",
+        "expired",
+        "key",
+        "method",
+        "number",
+        "over",
+        "path",
+        "scope",
+        "session_key",
+        "sink",
+        "task",
+        "timer",
+        "waiters",
+    )
+
+    def __init__(
+        self,
+        activation: Activation,
+        method: Method,
+        args: tuple[Any, ...],
+        args_bytes: int,
+        client_id: bytes,
+        number: int,
+        deadline_ns: int,
+        sink: Sink | None,
+        correlation: int,
+    ) -> None:
+        self.activation = activation
+        self.method = method
+        self.args = args
+        self.args_bytes = args_bytes
+        self.client_id = client_id
+        self.number = number
+        self.deadline_ns = deadline_ns
+        self.sink = sink
+        self.correlation = correlation
+        self.path: tuple[int, ...] = ()
+        self.chain: tuple[str, ...] = ()
+        self.again = False
+        self.key: str | None = None
+        self.digest = 0
+        self.session_key: int | tuple[int, tuple[int, ...]] | None = None
+        self.waiters: list[tuple[Sink, int]] | None = None
+        self.calls_made = 0
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.scope: ReentrantScope | None = None
+        self.expired = False
+        self.over = False
+
+    def answer(self, status: int, payload: bytes) -> None:
+        """Send the answer to everyone who asked."""
+        if self.sink is not None:
+            self.sink.reply(self.correlation, status, payload)
+        if self.waiters is not None:
+            for sink, correlation in self.waiters:
+                sink.reply(correlation, status, payload)
+
+    def attach(self, sink: Sink, correlation: int) -> None:
+        """A retry arrived while the first try is still under way: it gets the same answer."""
+        if self.waiters is None:
+            self.waiters = []
+        self.waiters.append((sink, correlation))
+
+    def next_path(self) -> tuple[int, ...]:
+        """Path of the next call this turn makes: the same in each execution, if the method decides the same way."""
+        path = (*self.path, self.calls_made)
+        self.calls_made += 1
+        return path
+
+    # -- TurnContext
+
+    @property
+    def actor_type(self) -> str:
+        return self.activation.actor_type.name
+
+    @property
+    def actor_id(self) -> str:
+        return self.activation.address.partition("\0")[2]
+
+    @property
+    def request_id(self) -> RequestId | None:
+        return RequestId(ClientId(self.client_id), self.number, self.path) if self.client_id else None
+
+    @property
+    def deadline_s(self) -> float:
+        return max(0.0, (self.deadline_ns - time.monotonic_ns()) / 1e9)
+
+    def get(self, actor: type[T], actor_id: str) -> T:
+        return self.activation.partition.outgoing.proxy(self, actor, actor_id)
+
+    def call(
+        self, method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], actor_id: str, *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[R]:
+        return self.activation.partition.outgoing.call(self, method, actor_id, args, kwargs)
+
+    async def offload(self, function: Callable[..., R], *args: Any, cpus: float = 1.0, memory_bytes: int | None = None) -> R:
+        result: R = await self.activation.partition.outgoing.offload(self, function, args, cpus, memory_bytes)
+        return result
+
+    def __repr__(self) -> str:
+        return f"<turn {self.method.qualified_name} of {self.activation.address!r} request {self.client_id.hex()[:8]}/{self.number}{self.path or ''}>"

@@ -1,0 +1,96 @@
+"""The log's unit of agreement, and its bytes.
+
+An *entry* is one finished turn: who asked (request id and digest of the request), what the answer was, and which storage keys of
+the actor got which values. Secondaries apply those values; they never run actor code (I11). A *record* holds the entries that one
+partition appended in one tick: it is what is written, synced and (later) sent, so that the cost per tick is shared.
+
+The session record of a call is its entry: what answers a retry and what the turn changed cannot be separated (I9).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from xxhash import xxh3_64_intdigest
+
+from actorgrid.errors import CorruptLogError
+
+#: What an entry's ``status`` says about its ``result``: the method's result, an encoded `ErrorPayload`, or that nobody asked.
+STATUS_OK: Final = 0
+STATUS_ERROR: Final = 1
+STATUS_INTERNAL: Final = 2
+
+NO_CLIENT: Final = -1
+CHECKSUM_BYTES: Final = 8
+
+Change = tuple[bytes, bytes | None]
+
+
+class Entry(Struct, array_like=True, gc=False):
+    """One finished turn.
+
+    ``client`` is an index into the record's ``clients``, or -1. ``changes`` are (suffix of the actor's storage key, value), None
+    for a deletion. ``key`` is the idempotency key of the call, which then has its record under that key instead of the session.
+    """
+
+    client: int
+    number: int
+    path: tuple[int, ...]
+    digest: int
+    address: str
+    status: int
+    result: bytes
+    changes: list[Change]
+    key: str | None = None
+
+
+class ClientMark(Struct, array_like=True, gc=False):
+    """How far a client is: it has the answers of all calls to this partition below ``lowest``, of all its calls below ``lowest_anywhere``."""
+
+    client_id: bytes
+    lowest: int
+    lowest_anywhere: int
+
+
+class LogRecord(Struct, array_like=True, gc=False):
+    """Entries ``first_lsn``, ``first_lsn + 1``, ... of one epoch. No entries but a non-zero epoch: the primary's first of its epoch (I4)
+    is an entry of status internal without changes.
+
+    ``time_ms`` is the primary's wall clock, never less than in the record before; it ages idempotency keys and decides nothing else (I15).
+    """
+
+    epoch: int
+    first_lsn: int
+    time_ms: int
+    clients: list[ClientMark]
+    entries: list[Entry]
+
+    @property
+    def last_lsn(self) -> int:
+        return self.first_lsn + len(self.entries) - 1
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(LogRecord).decode
+
+
+def encode_record(record: LogRecord) -> bytes:
+    """The record's bytes, with a checksum in front."""
+    body = _encode(record)
+    return xxh3_64_intdigest(body).to_bytes(CHECKSUM_BYTES, "big") + body
+
+
+def decode_record(data: bytes) -> LogRecord:
+    """The record in `data`.
+
+    :raises CorruptLogError: the checksum or the form is wrong
+    """
+    body = data[CHECKSUM_BYTES:]
+    if len(data) <= CHECKSUM_BYTES or int.from_bytes(data[:CHECKSUM_BYTES], "big") != xxh3_64_intdigest(body):
+        raise CorruptLogError(f"checksum of a log record of {len(data)} bytes is wrong")
+    try:
+        return _decode(body)
+    except msgspec.MsgspecError as error:
+        raise CorruptLogError(f"a log record has the right checksum and the wrong form: {error}") from None

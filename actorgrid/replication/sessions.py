@@ -1,0 +1,210 @@
+"""Exactly once: what a partition remembers about requests, and what it decides when one arrives (design section 8; I9, I10).
+
+A session is the memory of one client. Its records are made and freed only by applying log entries, so that every replica has the
+same ones (I11); the client frees them by saying how far it has answers. What is running at the moment is the primary's own
+knowledge and is kept beside the records in ``running``; the host puts its turns there.
+
+Sessions leave by a rule without clocks: when more than ``sessions_max`` clients are remembered, the one whose last entry is oldest
+is forgotten, and the highest such position is kept as ``evicted_lsn``. A client that is not remembered may have been forgotten.
+Its request says from which position on it can have been executed (``since_lsn``): nothing forgotten lies there unless
+``since_lsn < evicted_lsn``, and then the request is refused rather than run a second time.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+RecordKey = int | tuple[int, tuple[int, ...]]
+"""Number of a client's own call, or (number, path) of a nested one."""
+
+
+class SessionRecord(Struct, array_like=True, gc=False):
+    """The answer of one executed request: ``status`` and ``result`` as in the entry at ``lsn``."""
+
+    digest: int
+    status: int
+    result: bytes
+    lsn: int
+
+
+class Decision(enum.Enum):
+    """What to do with a request that has no record."""
+
+    NEW = enum.auto()
+    STALE = enum.auto()
+
+
+class Session:
+    """What is remembered of one client in one partition."""
+
+    __slots__ = ("heard", "heard_anywhere", "last_lsn", "lowest", "lowest_anywhere", "nested", "records", "running")
+
+    def __init__(self) -> None:
+        self.lowest = 0
+        self.lowest_anywhere = 0
+        self.records: dict[int, SessionRecord] = {}
+        self.nested: dict[tuple[int, tuple[int, ...]], SessionRecord] = {}
+        self.last_lsn = 0
+        #: What the client said itself, ahead of what the log says: the primary's own knowledge, not part of the replicated state.
+        self.heard = 0
+        self.heard_anywhere = 0
+        #: Requests being executed, by record key: the host's own objects.
+        self.running: dict[RecordKey, Any] = {}
+
+    def find(self, key: RecordKey) -> SessionRecord | None:
+        return self.records.get(key) if type(key) is int else self.nested.get(key)  # type: ignore[arg-type]
+
+    def decide(self, key: RecordKey, lowest: int, lowest_anywhere: int) -> Decision:
+        """Whether a request without record and not running may be executed.
+
+        The client's own word counts as soon as it is heard: what it said to be answered is never run again.
+        """
+        if lowest > self.heard:
+            self.heard = lowest
+        if lowest_anywhere > self.heard_anywhere:
+            self.heard_anywhere = lowest_anywhere
+        if type(key) is int:
+            return Decision.STALE if key < self.heard or key < self.lowest else Decision.NEW
+        number = key[0]  # type: ignore[index]
+        return Decision.STALE if number < self.heard_anywhere or number < self.lowest_anywhere else Decision.NEW
+
+    def __len__(self) -> int:
+        return len(self.records) + len(self.nested)
+
+
+class _SessionImage(Struct, array_like=True):
+    lowest: int
+    lowest_anywhere: int
+    last_lsn: int
+    records: list[tuple[int, SessionRecord]]
+    nested: list[tuple[int, tuple[int, ...], SessionRecord]]
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_image: Final = msgspec.msgpack.Decoder(_SessionImage).decode
+
+
+class SessionTable:
+    """The sessions of one partition.
+
+    :param sessions_max: clients remembered; the same on every replica of the grid, since it decides what is forgotten (I11)
+    """
+
+    def __init__(self, sessions_max: int) -> None:
+        self.sessions_max = sessions_max
+        self.evicted_lsn = 0
+        self._sessions: dict[bytes, Session] = {}
+        #: Clients that are only running something, with no entry yet: not part of the replicated state.
+        self._unlogged: dict[bytes, Session] = {}
+        self._changed: dict[bytes, None] = {}
+        self._forgotten: dict[bytes, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[tuple[bytes, Session]]:
+        return iter(self._sessions.items())
+
+    def get(self, client_id: bytes) -> Session | None:
+        """The session of a client that has entries here."""
+        return self._sessions.get(client_id)
+
+    def open(self, client_id: bytes, since_lsn: int) -> Session | None:
+        """The session of a client, a new one if it never had one; None if it may have been forgotten (see the module)."""
+        session = self._sessions.get(client_id) or self._unlogged.get(client_id)
+        if session is None:
+            if since_lsn < self.evicted_lsn:
+                return None
+            if len(self._unlogged) > self.sessions_max:
+                self._unlogged = {c: s for c, s in self._unlogged.items() if s.running}
+            session = self._unlogged[client_id] = Session()
+        return session
+
+    # -- applying entries: a function of (table, entry) alone
+
+    def mark(self, client_id: bytes, lowest: int, lowest_anywhere: int, lsn: int) -> Session:
+        """A record with an entry of `client_id` is applied at `lsn`: note how far the client is, and free what it has answers to."""
+        session = self._sessions.get(client_id)
+        if session is None:
+            session = self._unlogged.pop(client_id, None) or Session()
+            self._sessions[client_id] = session
+            self._forgotten.pop(client_id, None)
+        else:
+            # Dictionaries keep order of insertion: the first session is always the one whose last entry is oldest.
+            del self._sessions[client_id]
+            self._sessions[client_id] = session
+        session.last_lsn = lsn
+        if lowest > session.lowest:
+            session.lowest = lowest
+        if lowest_anywhere > session.lowest_anywhere:
+            session.lowest_anywhere = lowest_anywhere
+        _free_below(session, lowest, lowest_anywhere)
+        self._changed[client_id] = None
+        while len(self._sessions) > self.sessions_max:
+            self._forget_oldest()
+        return session
+
+    def _forget_oldest(self) -> None:
+        oldest = next(iter(self._sessions))
+        session = self._sessions.pop(oldest)
+        self.evicted_lsn = max(self.evicted_lsn, session.last_lsn)
+        self._changed.pop(oldest, None)
+        self._forgotten[oldest] = None
+
+    # -- durable form: the log from the last checkpoint on, and one image per client
+
+    def take_checkpoint(self) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
+        """(client id, image) of sessions changed since the last checkpoint, and the clients forgotten since."""
+        images = [(client_id, _image_of(self._sessions[client_id])) for client_id in self._changed]
+        forgotten = list(self._forgotten)
+        self._changed.clear()
+        self._forgotten.clear()
+        return images, forgotten
+
+    def load_image(self, client_id: bytes, image: bytes) -> None:
+        """Take one image of a checkpoint; when all are in, call `loaded`."""
+        decoded = _decode_image(image)
+        session = Session()
+        session.lowest, session.lowest_anywhere, session.last_lsn = decoded.lowest, decoded.lowest_anywhere, decoded.last_lsn
+        session.records = dict(decoded.records)
+        session.nested = {(number, path): record for number, path, record in decoded.nested}
+        self._sessions[client_id] = session
+
+    def loaded(self, evicted_lsn: int) -> None:
+        """All images are in: restore the order in which sessions are forgotten."""
+        self.evicted_lsn = evicted_lsn
+        self._sessions = dict(sorted(self._sessions.items(), key=lambda item: item[1].last_lsn))
+
+
+def _free_below(session: Session, lowest: int, lowest_anywhere: int) -> None:
+    # Records are in order of execution, nearly that of numbers: stopping at the first one still wanted keeps this cheap, and what it
+    # leaves behind is freed by a later call.
+    records = session.records
+    while records:
+        number = next(iter(records))
+        if number >= lowest:
+            break
+        del records[number]
+    nested = session.nested
+    while nested:
+        key = next(iter(nested))
+        if key[0] >= lowest_anywhere:
+            break
+        del nested[key]
+
+
+def _image_of(session: Session) -> bytes:
+    return _encode(
+        _SessionImage(
+            session.lowest,
+            session.lowest_anywhere,
+            session.last_lsn,
+            list(session.records.items()),
+            [(number, path, record) for (number, path), record in session.nested.items()],
+        )
+    )
