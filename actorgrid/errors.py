@@ -114,7 +114,7 @@ class ActorError(ActorGridError):
     :ivar actor: the actor, as ``Type/id``
     """
 
-    wire_details = ("remote_type", "remote_text", "remote_traceback", "actor")
+    wire_details: ClassVar[tuple[str, ...]] = ("remote_type", "remote_text", "remote_traceback", "actor")
 
     def __init__(self, message: str, *, remote_type: str = "", remote_text: str = "", remote_traceback: str = "", actor: str = "") -> None:
         super().__init__(message)
@@ -134,7 +134,7 @@ class ReentrancyError(ActorGridError):
     :ivar chain: the actors of the chain in call order, each as ``Type/id``; the last one is where the cycle closed
     """
 
-    wire_details = ("chain",)
+    wire_details: ClassVar[tuple[str, ...]] = ("chain",)
 
     def __init__(self, message: str, *, chain: list[str] | None = None) -> None:
         super().__init__(message)
@@ -147,7 +147,7 @@ class TransientError(ActorGridError):
     :ivar retry_after_s: seconds the host asks the client to wait before the next try, 0 for "at once"
     """
 
-    wire_details = ("retry_after_s",)
+    wire_details: ClassVar[tuple[str, ...]] = ("retry_after_s",)
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -161,7 +161,7 @@ class NotPrimaryError(TransientError):
     :ivar primary: ``name@address:port`` of the primary as this host knows it, or the empty string
     """
 
-    wire_details = ("retry_after_s", "partition", "primary")
+    wire_details: ClassVar[tuple[str, ...]] = ("retry_after_s", "partition", "primary")
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0, partition: int = -1, primary: str = "") -> None:
         super().__init__(message, retry_after_s=retry_after_s)
@@ -204,7 +204,7 @@ class SessionExpiredError(ActorGridError):
         again with this position as ``since_lsn``, since nothing happened
     """
 
-    wire_details = ("current_lsn",)
+    wire_details: ClassVar[tuple[str, ...]] = ("current_lsn",)
 
     def __init__(self, message: str, *, current_lsn: int = 0) -> None:
         super().__init__(message)
@@ -221,7 +221,7 @@ class SettingsError(ActorGridError):
     :ivar problems: one sentence per problem
     """
 
-    wire_details = ("problems",)
+    wire_details: ClassVar[tuple[str, ...]] = ("problems",)
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems) if len(problems) == 1 else "\n".join(f"- {p}" for p in problems))

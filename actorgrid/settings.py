@@ -47,7 +47,7 @@ class Checked:
             name = "ACTORGRID_" + field.name.upper()
             if name in source:
                 try:
-                    values[field.name] = type(field.default)(source[name])
+                    values[field.name] = (int if isinstance(field.default, int) else float)(source[name])
                 except ValueError:
                     problems.append(f"{name}: expected {type(field.default).__name__}, got {source[name]!r}")
         if problems:
@@ -75,7 +75,9 @@ class ClientSettings(Checked):
     retry_max_s: float = setting(0.5, low=0.001, high=60, why="design section 14: to 500 ms")
     in_flight_max: int = setting(65_536, low=1, high=1_048_576, why="calls waiting for an answer; past it OverloadedError at once (I16)")
     in_flight_bytes_max: int = setting(256 * MIB, low=MIB, high=65_536 * MIB, why="encoded arguments held for retries (I16)")
-    session_window: int = setting(65_536, low=16, high=1_048_576, why="newest minus oldest unanswered call per partition; bounds what the grid must remember")
+    session_window: int = setting(
+        65_536, low=16, high=1_048_576, why="newest minus oldest unanswered call per partition; bounds what the grid must remember"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,16 +88,30 @@ class HostSettings(Checked):
     host_queue_max: int = setting(65_536, low=16, high=4_194_304, why="calls admitted and not answered, over all actors")
     host_queue_bytes_max: int = setting(512 * MIB, low=MIB, high=65_536 * MIB, why="argument bytes of those calls")
     activation_idle_s: float = setting(600.0, low=0.01, high=86_400 * 30, why="design section 5: idle activations leave after 10 minutes")
-    activation_bytes_max: int = setting(1024 * MIB, low=MIB, high=1_048_576 * MIB, why="estimated memory of activations; past it the least recently used leave")
+    activation_bytes_max: int = setting(
+        1024 * MIB, low=MIB, high=1_048_576 * MIB, why="estimated memory of activations; past it the least recently used leave"
+    )
     loop_block_report_s: float = setting(0.1, low=0.01, high=60, why="design section 5: a loop blocked longer is reported")
-    loop_block_limit_s: float = setting(1.0, low=0.05, high=3600, why="below the host lease of 1.5 s, so that one actor cannot cost the host its leases")
+    loop_block_limit_s: float = setting(
+        1.0, low=0.05, high=3600, why="below the host lease of 1.5 s, so that one actor cannot cost the host its leases"
+    )
     turn_stuck_report_s: float = setting(10.0, low=0.01, high=86_400, why="a turn that waits longer is reported")
-    turn_cancel_grace_s: float = setting(2.0, low=0.01, high=600, why="what a turn gets to clean up after its deadline, before its activation is abandoned")
+    turn_cancel_grace_s: float = setting(
+        2.0, low=0.01, high=600, why="what a turn gets to clean up after its deadline, before its activation is abandoned"
+    )
     blocking_threads_max: int = setting(32, low=1, high=1024, why="threads for @grid.blocking methods, started as needed")
-    log_retention_bytes: int = setting(4 * MIB, low=64 * 1024, high=65_536 * MIB, why="per partition; what a restarted replica can catch up from")
-    session_checkpoint_entries: int = setting(4096, low=16, high=1_000_000, why="log entries replayed per partition at a restart, at most about this many")
+    log_retention_bytes: int = setting(
+        4 * MIB, low=64 * 1024, high=65_536 * MIB, why="per partition; what a restarted replica can catch up from"
+    )
+    session_checkpoint_entries: int = setting(
+        4096, low=16, high=1_000_000, why="log entries replayed per partition at a restart, at most about this many"
+    )
     sessions_max: int = setting(10_000, low=8, high=1_000_000, why="clients remembered per partition")
-    session_records_max: int = setting(131_072, low=64, high=4_194_304, why="unacknowledged results remembered per client and partition; twice the client's window")
-    idempotency_retention_s: float = setting(86_400.0, low=1, high=86_400 * 365, why="design section 8: results of idempotency keys are kept 24 h")
+    session_records_max: int = setting(
+        131_072, low=64, high=4_194_304, why="unacknowledged results remembered per client and partition; twice the client's window"
+    )
+    idempotency_retention_s: float = setting(
+        86_400.0, low=1, high=86_400 * 365, why="design section 8: results of idempotency keys are kept 24 h"
+    )
     connections_max: int = setting(10_000, low=4, high=1_000_000, why="sockets of clients and hosts")
     storage_retry_s: float = setting(1.0, low=0.01, high=60, why="how often a host whose disk is full tries to open its store again")

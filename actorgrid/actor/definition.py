@@ -62,10 +62,10 @@ def blocking(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, 
     if inspect.iscoroutinefunction(method):
         raise SettingsError(f"{method.__qualname__}: @grid.blocking is for plain def methods; an async def method runs on the loop")
 
-    @functools.wraps(method)
-    async def run_in_thread(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def run_in_thread(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.to_thread(method, self, *args, **kwargs)
 
+    functools.update_wrapper(run_in_thread, method)
     _with_option(run_in_thread, blocking=True)
     return run_in_thread
 
@@ -145,10 +145,14 @@ class ActorType:
     def _class_problems(self) -> list[str]:
         problems = []
         if self.cls.__init__ is not object.__init__:  # type: ignore[misc]
-            problems.append(f"actor {self.name}: __init__ is not called by the grid; give fields defaults, and use on_activate for the rest")
-        for name in _HOOKS:
-            if _defines(self.cls, name) and not inspect.iscoroutinefunction(getattr(self.cls, name)):
-                problems.append(f"actor {self.name}: {name} must be async def")
+            problems.append(
+                f"actor {self.name}: __init__ is not called by the grid; give fields defaults, and use on_activate for the rest"
+            )
+        problems += [
+            f"actor {self.name}: {hook} must be async def"
+            for hook in _HOOKS
+            if _defines(self.cls, hook) and not inspect.iscoroutinefunction(getattr(self.cls, hook))
+        ]
         for name in dir(self.cls):
             function = inspect.getattr_static(self.cls, name)
             if _options_of(function) and not inspect.iscoroutinefunction(function):
@@ -247,6 +251,7 @@ def actor_type_of(cls: Any) -> ActorType:
 
 
 def is_actor(cls: Any) -> bool:
+    """Whether `cls` itself is decorated with ``@grid.actor``."""
     return isinstance(cls, type) and isinstance(vars(cls).get(_TYPE_ATTRIBUTE), ActorType)
 
 

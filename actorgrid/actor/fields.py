@@ -133,9 +133,9 @@ class ActorState:
 
     def __init__(self, shape: StateShape, source: EntrySource) -> None:
         self.shape = shape
-        self.instance = shape.cls.__new__(shape.cls)
-        self.values: dict[str, Any] = self.instance.__dict__
-        values = self.values
+        self.instance: Any = object.__new__(shape.cls)
+        values: dict[str, Any] = self.instance.__dict__
+        self.values = values
         stored = source.get(RECORD_SUFFIX)
         if stored is None:
             self.record = shape.default_record
@@ -154,7 +154,7 @@ class ActorState:
             values[name] = value
             self.containers.append(encode(value))
         self.view: StateView | None = None
-        self.collections: tuple[Any, ...] = ()
+        self.collections: tuple[Map[Any, Any] | List[Any], ...] = ()
         if shape.collections:
             self.view = StateView(source)
             self.collections = tuple(collection.bind(self.view) for _, collection in shape.collections)
@@ -270,7 +270,9 @@ class ActorState:
                 raise TypeError(f"{shape.type_name}: {self._undeclared(undeclared)}")
         for (name, _), collection in zip(shape.collections, self.collections, strict=True):
             if values.get(name) is not collection:
-                raise TypeError(f"{shape.type_name}: field {name} is a collection: change its entries, or clear() it; it cannot be replaced")
+                raise TypeError(
+                    f"{shape.type_name}: field {name} is a collection: change its entries, or clear() it; it cannot be replaced"
+                )
 
     def find_unencodable(self, error: Exception) -> str:
         for name in self.shape.plain_names:
@@ -292,7 +294,9 @@ class ActorState:
         try:
             if self.encode_record() != self.record:
                 loaded = shape.load_record(self.record)
-                return next((n for n in shape.plain_names if self.values.get(n) != getattr(loaded, n)), "(an attribute that is not declared)")
+                return next(
+                    (n for n in shape.plain_names if self.values.get(n) != getattr(loaded, n)), "(an attribute that is not declared)"
+                )
             if sum(map(len, self.containers)) <= READ_CHECK_BYTES_MAX:
                 for (name, *_), before in zip(shape.containers, self.containers, strict=True):
                     if encode(self.values.get(name)) != before:
@@ -300,7 +304,7 @@ class ActorState:
         except ENCODING_ERRORS:
             return "(a field that cannot be stored)"
         for (name, _), collection in zip(shape.collections, self.collections, strict=True):
-            if self.values.get(name) is not collection or collection.changed_in_place():
+            if self.values.get(name) is not collection or collection.changed_in_place() is not None:
                 return name
         return None
 
@@ -338,6 +342,7 @@ class ActorState:
 
 
 def plain_words(error: Exception | str) -> str:
+    """What msgspec says, without its quotes and paths."""
     if isinstance(error, OverflowError):
         return "integers must fit in 64 bits"
     text = str(error).partition(" - at ")[0].replace("`", "")

@@ -198,7 +198,9 @@ def signature_problems(qualified_name: str, function: Callable[..., Any], hints:
     """Why `function` cannot be a remote method; empty if it can."""
     problems = []
     parameters = list(inspect.signature(function).parameters.values())
-    if bound and not parameters or bound and parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+    if (bound and not parameters) or (
+        bound and parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    ):
         return [f"{qualified_name}: a remote method takes self first"]
     for parameter in parameters[bound:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

@@ -22,7 +22,9 @@ class ActorRegistry:
         for actor_type in types:
             known = self._by_name.get(actor_type.name)
             if known is not None and known.cls is not actor_type.cls:
-                problems.append(f"two actor classes are named {actor_type.name!r}: {_where(known)} and {_where(actor_type)}; use @grid.actor(name=...)")
+                problems.append(
+                    f"two actor classes are named {actor_type.name!r}: {_where(known)} and {_where(actor_type)}; use @grid.actor(name=...)"
+                )
             self._by_name[actor_type.name] = actor_type
         for actor_type in self._by_name.values():
             try:
@@ -39,7 +41,9 @@ class ActorRegistry:
         """
         found = self._by_name.get(name)
         if found is None:
-            raise UnknownActorTypeError(f"no actor type {name!r:.100} is loaded here; loaded are: {', '.join(sorted(self._by_name)) or 'none'}")
+            raise UnknownActorTypeError(
+                f"no actor type {name!r:.100} is loaded here; loaded are: {', '.join(sorted(self._by_name)) or 'none'}"
+            )
         return found
 
     @property

@@ -100,7 +100,9 @@ class ReentrantScope:
             return "(a field that cannot be stored)"
         if record != self._record:
             return "a field"
-        return next((field[0] for field, a, b in zip(self._state.shape.containers, containers, self._containers, strict=True) if a != b), None)
+        return next(
+            (field[0] for field, a, b in zip(self._state.shape.containers, containers, self._containers, strict=True) if a != b), None
+        )
 
     def rollback(self) -> None:
         """Put every field back to the start of the inner turn, with the waiting turn's changes in place."""

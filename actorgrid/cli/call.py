@@ -10,6 +10,7 @@ import typer
 
 from actorgrid import grid
 from actorgrid.cli import common
+from actorgrid.ids import make_address
 from actorgrid.settings import ClientSettings
 
 
@@ -29,6 +30,8 @@ def call_command(
 
     Example: actorgrid call Account alice deposit 100
     """
+    with common.errors_told():
+        make_address(actor_type, actor_id)  # an id that cannot be is wrong usage, also where no grid answers
     values = [parse_argument(text) for text in arguments or []]
     result = common.run(_call(common.find_address(address, data), actor_type, actor_id, method, values, timeout, key))
     common.write_line(msgspec.json.encode(result, enc_hook=repr).decode())

@@ -22,7 +22,7 @@ EXIT_DEADLINE = 5
 EXIT_INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 #: A host that listens answers the handshake within milliseconds; this is for a busy machine.
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 3.0
 DATA_DEFAULT = Path(".actorgrid")
 
 T = TypeVar("T")

@@ -71,30 +71,52 @@ def build_report(partition_map: PartitionMap, answers: Answers, nodes: dict[str,
     :param answers: by host name: what its status verb answered, or why it did not
     :param nodes: by host name: the node of a host that did not answer
     """
-    hosts, nodes_found, partitions = [], {}, {}
+    hosts, nodes_found = [], {}
+    rows: dict[int, list[tuple[str, dict[str, Any]]]] = {}
     for info in partition_map.hosts:
         answer = answers[info.name]
         if isinstance(answer, ActorGridError):
-            host = _silent_host(partition_map, info, nodes)
+            host, state = _silent_host(partition_map, info, nodes), "down"
         else:
-            host = answer["host"]
-            partitions.update({partition["id"]: partition for partition in answer["partitions"] if partition["primary"] == info.name})
+            host, state = answer["host"], "up"
+            for row in answer["partitions"]:
+                rows.setdefault(row["id"], []).append((info.name, row))
         hosts.append(host)
-        state = "down" if isinstance(answer, ActorGridError) else "up"
         nodes_found[host["node"]] = {"name": host["node"], "zone": host.get("zone", ""), "state": state, "intent": None}
-    for number in range(1, partition_map.partition_count + 1):
-        if number not in partitions:
-            partitions[number] = _unserved_partition(partition_map, number, answers)
+    partitions = [
+        _partition(partition_map, number, rows.get(number, []), answers) for number in range(1, partition_map.partition_count + 1)
+    ]
     return {
         "cluster": {
             "id": partition_map.cluster_id,
             "partitions": partition_map.partition_count,
-            "replica_set_size": max(len(partition["replicas"]) for partition in partitions.values()),
+            "replica_set_size": max(len(partition["replicas"]) for partition in partitions),
             "version": __version__,
         },
         "nodes": list(nodes_found.values()),
         "hosts": hosts,
-        "partitions": [partitions[number] for number in sorted(partitions)],
+        "partitions": partitions,
+    }
+
+
+def _partition(partition_map: PartitionMap, number: int, rows: list[tuple[str, dict[str, Any]]], answers: Answers) -> dict[str, Any]:
+    """One partition from what each host that has a replica of it says about its own."""
+    primaries = [(row["epoch"], host, row) for host, row in rows if row["role"] == "primary" and row["serving"]]
+    if not primaries:
+        return _unserved_partition(partition_map, number, rows, answers)
+    epoch, primary, chief = max(primaries, key=lambda found: found[0])
+    return {
+        "id": number,
+        "epoch": epoch,
+        # There is one configuration as long as a partition has one replica.
+        "configuration_version": chief.get("configuration_version", 1),
+        "primary": primary,
+        "replicas": [
+            {"host": host, "role": row["role"], "last_lsn": row["last_lsn"], "lag_entries": max(0, chief["last_lsn"] - row["last_lsn"])}
+            for host, row in rows
+        ],
+        "health": "ok",
+        "why": "",
     }
 
 
@@ -112,12 +134,16 @@ def _silent_host(partition_map: PartitionMap, info: HostInfo, nodes: dict[str, s
     }
 
 
-def _unserved_partition(partition_map: PartitionMap, number: int, answers: Answers) -> dict[str, Any]:
+def _unserved_partition(
+    partition_map: PartitionMap, number: int, rows: list[tuple[str, dict[str, Any]]], answers: Answers
+) -> dict[str, Any]:
     info = partition_map.host_of(number)
     if info is None:
         why = "no primary is known"
     elif isinstance(answer := answers[info.name], ActorGridError):
         why = f"{info.name} does not answer: {answer}"
+    elif rows:
+        why = f"{info.name} has it and does not serve it"
     else:
         why = f"{info.name} does not report it"
     name = info.name if info is not None else None

@@ -13,10 +13,9 @@ The engine belongs to the event loop it was made on. It has no sugar: see `clien
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -28,10 +27,10 @@ from actorgrid.client.lane import GROUP_BYTES_MAX, Lane, encode_first
 from actorgrid.client.link import Link
 from actorgrid.client.map import PartitionMap
 from actorgrid.client.map_finder import MapFinder
-from actorgrid.client.pending import Origin, PendingCall
+from actorgrid.client.parking import ParkingLot
+from actorgrid.client.pending import Origin, PendingCall, error_at_close, error_at_deadline
 from actorgrid.errors import (
     ActorGridError,
-    DeadlineExceededError,
     HostUnavailableError,
     InvalidArgumentError,
     NotPrimaryError,
@@ -61,6 +60,8 @@ from actorgrid.wire.messages import (
 
 #: How late a deadline may be noticed.
 _TICK_S = 0.02
+#: A host that owes an answer for so long may be stuck or cut off without a sign: ask others whether its partitions have moved.
+_SILENCE_S = 1.0
 #: A call refused as too old this often meets a grid that forgets faster than the client can follow.
 _EXPIRATIONS_MAX = 5
 
@@ -114,17 +115,17 @@ class Caller:
         self._finder = MapFinder(settings, rng)
         self._links: dict[tuple[str, int], Link] = {}
         self._lanes: dict[int, Lane] = {}
-        self._lanes_without_primary: dict[Lane, None] = {}
+        self._homeless: dict[Lane, None] = {}  # lanes with calls to send whose partition has no primary, or one that is leaving
         self._last_number = 0
         self._pending: dict[int, PendingCall] = {}
         self._pending_bytes = 0
         self._deadlines = Deadlines()
-        self._parked: list[tuple[float, int]] = []
-        self._parked_timer: asyncio.TimerHandle | None = None
+        self._parking = ParkingLot(settings, rng, self._pending, self._send_again)
         self._dirty: list[Lane] = []
         self._is_flush_due = False
         self._tick_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self._next_rescue_at = 0.0
         self._in_flight_max = settings.in_flight_max
         self._in_flight_bytes_max = settings.in_flight_bytes_max
         self._session_window = settings.session_window
@@ -160,11 +161,13 @@ class Caller:
         """End every pending call with an error, close all connections, and wait for the tasks. Safe to repeat."""
         if not self._is_closed:
             self._is_closed = True
-            for timer in (self._tick_timer, self._parked_timer):
-                if timer is not None:
-                    timer.cancel()
+            self._refusal = ActorGridError("the client was closed while it was connecting")
+            self._map_changed.set()
+            self._parking.close()
+            if self._tick_timer is not None:
+                self._tick_timer.cancel()
             for call in list(self._pending.values()):
-                self._fail(call, self._error_at_close(call))
+                self._fail(call, error_at_close(call))
                 call.exception()  # whoever waits still gets it; nobody waiting is no reason for a warning at shutdown
         links, self._links = list(self._links.values()), {}
         for link in links:
@@ -172,6 +175,7 @@ class Caller:
 
     @property
     def is_closed(self) -> bool:
+        """Whether `close` was called."""
         return self._is_closed
 
     # -- the map
@@ -208,7 +212,7 @@ class Caller:
         # A new primary is known: who waits for one need not wait for its backoff.
         for call in [call for call in self._pending.values() if call.is_parked and isinstance(call.last_error, NotPrimaryError)]:
             if call.lane.link is not None and call.lane.link.name != call.refused_by:
-                self._unpark(call)
+                self._parking.unpark(call)
         return True
 
     def lane_of(self, address: str) -> Lane:
@@ -243,8 +247,10 @@ class Caller:
             link = self._links[address] = Link(self, *address, self.settings, self._wire, self._rng)
         return link
 
-    def _ask_for_map(self, prefer: Link | None = None) -> None:
-        self._finder.ask(self._known_links(), self._map.version if self._map else 0, self._loop.time(), prefer=prefer)
+    def _ask_for_map(self, *, prefer: Link | None = None, silent: Container[str] = ()) -> None:
+        links = self._known_links()
+        others = [link for link in links if link.name not in silent] if silent else links
+        self._finder.ask(others or links, self._map.version if self._map else 0, self._loop.time(), prefer=prefer)
 
     def _known_links(self) -> list[Link]:
         addresses: Iterable[tuple[str, int]] = self._seeds
@@ -404,8 +410,8 @@ class Caller:
         for lane in lanes:
             lane.is_dirty = False
             link = lane.link
-            if link is None:
-                self._lanes_without_primary[lane] = None
+            if link is None or link.is_leaving:
+                self._homeless[lane] = None
                 self._ask_for_map()
             elif link.is_writable:
                 by_link.setdefault(link, []).append(lane)
@@ -470,10 +476,10 @@ class Caller:
         if isinstance(error, NotPrimaryError):
             self._redirect(call, error, refused_by)
         elif isinstance(error, TransientError):
-            self._park(call, error.retry_after_s)
+            self._parking.park(call, error.retry_after_s)
         elif isinstance(error, WriteInDoubtError):
             call.is_in_doubt = True
-            self._park(call, 0.0)
+            self._parking.park(call, 0.0)
         elif isinstance(error, SessionExpiredError) and self._can_be_renewed(call, error):
             # Every send of it was refused, so it is as good as new: the position just learned is older than its next send.
             call.expirations += 1
@@ -503,50 +509,13 @@ class Caller:
             call.refusals = 1
             self._send_again(call)
         else:
-            self._park(call, error.retry_after_s)
+            self._parking.park(call, error.retry_after_s)
 
     def _send_again(self, call: PendingCall) -> None:
         lane = call.lane
         lane.unsent.append(call)
         lane.is_mixed = True
         self._mark_dirty(lane)
-
-    def _park(self, call: PendingCall, retry_after_s: float) -> None:
-        """Send `call` again after its backoff."""
-        doubled = self.settings.retry_first_s * 2.0 ** min(call.refusals, 30)
-        delay_s = min(doubled, self.settings.retry_max_s) * self._rng.uniform(0.5, 1.0)
-        call.refusals += 1
-        call.is_parked = True
-        # Past its deadline nothing is left to do with it, whatever the host asks for.
-        when = min(self._loop.time() + max(delay_s, retry_after_s), call.deadline + 2 * _TICK_S)
-        heapq.heappush(self._parked, (when, call.number))
-        self._arm_parked_timer()
-
-    def _unpark(self, call: PendingCall) -> None:
-        call.is_parked = False
-        self._send_again(call)
-
-    def _arm_parked_timer(self) -> None:
-        timer = self._parked_timer
-        if not self._parked:
-            return
-        when = self._parked[0][0]
-        if timer is not None:
-            if timer.when() <= when:
-                return
-            timer.cancel()
-        self._parked_timer = self._loop.call_at(when, self._wake_parked)
-
-    def _wake_parked(self) -> None:
-        self._parked_timer = None
-        now = self._loop.time()
-        parked = self._parked
-        while parked and (parked[0][0] <= now or parked[0][1] not in self._pending):
-            _, number = heapq.heappop(parked)
-            call = self._pending.get(number)
-            if call is not None and call.is_parked:
-                self._unpark(call)
-        self._arm_parked_timer()
 
     # -- links
 
@@ -558,7 +527,7 @@ class Caller:
         """Whether to go on trying to connect: a call waits for that host, or the map is not known."""
         if self._is_closed:
             return False
-        return self._map is None or any(lane.link is link and lane.unsent for lane in self._lanes.values())
+        return self._map is None or any(lane.link is link and lane.is_waiting() for lane in self._lanes.values())
 
     def on_link_up(self, link: Link, message: MapMessage) -> None:
         """A connection stands."""
@@ -574,7 +543,7 @@ class Caller:
     def on_link_writable(self, link: Link) -> None:
         """What waits for this host can go."""
         for lane in self._lanes.values():
-            if lane.link is link and lane.unsent:
+            if lane.link is link and lane.is_waiting():
                 self._mark_dirty(lane)
 
     def on_link_failed(self, link: Link) -> None:
@@ -583,7 +552,7 @@ class Caller:
             return
         self._ask_for_map()
         for lane in self._lanes.values():
-            if lane.link is link and lane.unsent:
+            if lane.link is link and lane.is_waiting():
                 self._route(lane)  # a hint may have led here against the map
 
     def on_link_refused(self, link: Link, error: ActorGridError) -> None:
@@ -613,7 +582,7 @@ class Caller:
         if lost:
             self._ask_for_map()
         for lane in self._lanes.values():
-            if lane.link is link and lane.unsent:
+            if lane.link is link and lane.is_waiting():
                 self._mark_dirty(lane)
 
     def on_link_leaving(self, link: Link) -> None:
@@ -630,21 +599,41 @@ class Caller:
         self._tick_timer = None
         now = self._loop.time()
         for call in self._deadlines.expired(self._pending, now):
-            self._fail(call, self._error_at_deadline(call))
+            self._fail(call, error_at_deadline(call, self._timeout_s))
         self._deadlines.compact(self._pending)
-        if len(self._parked) > 2 * len(self._pending) + 4096:
-            self._parked = [entry for entry in self._parked if entry[1] in self._pending]
-            heapq.heapify(self._parked)
-        if self._lanes_without_primary:
+        if self._homeless:
             self._look_for_primaries()
+        if self._pending and now >= self._next_rescue_at:
+            self._rescue_from_silence(now)
         if self._pending:
             self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
 
     def _look_for_primaries(self) -> None:
-        for lane in [lane for lane in self._lanes_without_primary if lane.link is not None or not lane.unsent]:
-            del self._lanes_without_primary[lane]
-        if self._lanes_without_primary:
+        for lane in tuple(self._homeless):
+            if not lane.is_waiting() or (lane.link is not None and not lane.link.is_leaving):
+                del self._homeless[lane]
+        if self._homeless:
             self._ask_for_map()
+
+    def _rescue_from_silence(self, now: float) -> None:
+        """Look for a newer map while answers are overdue, and send again what waits for a host that is primary no more.
+
+        A stopped process or a cut cable closes no connection. Sending again is safe: the new primary knows the number if the old one
+        ran the call.
+        """
+        self._next_rescue_at = now + _SILENCE_S / 2
+        overdue = [call for call in self._pending.values() if call.connection is not None and call.age_s(now, self._timeout_s) > _SILENCE_S]
+        if not overdue:
+            return
+        silent = {call.connection.name for call in overdue if call.connection is not None}
+        self._ask_for_map(silent=silent)
+        for call in overdue:
+            link = call.lane.link
+            if link is not None and call.connection is not None and link.name != call.connection.name:
+                call.last_error = HostUnavailableError(f"{call.connection.name}: no answer, and it is primary of the partition no more")
+                call.connection = None
+                call.is_in_doubt = True
+                self._send_again(call)
 
     def forget(self, call: PendingCall) -> None:
         """`call` is over: it is in no table and is never sent again."""
@@ -660,29 +649,6 @@ class Caller:
         call.lane.forget(call)
         if not call.done():
             call.set_exception(error)
-
-    def _error_at_deadline(self, call: PendingCall) -> ActorGridError:
-        timeout_s = call.timeout_s or self.settings.timeout_s
-        last_error = call.last_error or (call.lane.link.last_error if call.lane.link is not None else None)
-        if call.is_in_doubt or call.connection is not None:
-            last = f"; last error: {last_error}" if last_error is not None else ""
-            tries = f"{call.attempts} attempt{'s' if call.attempts != 1 else ''}"
-            return DeadlineExceededError(f"{call.title}: outcome unknown, no answer within {timeout_s:g} s and {tries}{last}")
-        if isinstance(call.last_error, TransientError):
-            return call.last_error
-        if call.lane.link is None:
-            return HostUnavailableError(
-                f"{call.title}: nothing sent within {timeout_s:g} s: partition {call.lane.partition} has no primary"
-            )
-        why = last_error or f"{call.lane.link.name} takes no calls"
-        return HostUnavailableError(f"{call.title}: nothing sent within {timeout_s:g} s: {why}")
-
-    def _error_at_close(self, call: PendingCall) -> ActorGridError:
-        if call.is_in_doubt or call.connection is not None:
-            return OutcomeUnknownError(
-                f"{call.title}: outcome unknown, the client was closed after {call.attempts} attempts without an answer"
-            )
-        return HostUnavailableError(f"{call.title}: the client was closed before the call was sent, or after it had been refused")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: A host that allows less could not take a single call with its group header.
 _FRAME_BYTES_MIN = 4096
+#: Many round trips of any network, and well below the default deadline of a call.
+_UNACKNOWLEDGED_MS = 10_000
 #: Above this the transport reports a slow peer; what is not written stays with the lanes, which are bounded.
 _WRITE_HIGH_WATER_BYTES = 1 << 20
 
@@ -30,12 +33,23 @@ _WRITE_HIGH_WATER_BYTES = 1 << 20
 class Listener(Protocol):
     """Who hears what a connection receives."""
 
-    def on_replies(self, connection: Connection, replies: list[Reply]) -> None: ...
-    def on_map(self, connection: Connection, message: MapMessage) -> None: ...
-    def on_admin_reply(self, connection: Connection, reply: AdminReply) -> None: ...
-    def on_goodbye(self, connection: Connection, reason: str) -> None: ...
-    def on_writable(self, connection: Connection) -> None: ...
-    def on_lost(self, connection: Connection, error: ActorGridError) -> None: ...
+    def on_replies(self, connection: Connection, replies: list[Reply]) -> None:
+        """Answers to calls."""
+
+    def on_map(self, connection: Connection, message: MapMessage) -> None:
+        """A partition map, asked for or not."""
+
+    def on_admin_reply(self, connection: Connection, reply: AdminReply) -> None:
+        """The answer to an operator's question."""
+
+    def on_goodbye(self, connection: Connection, reason: str) -> None:
+        """The host is stopping."""
+
+    def on_writable(self, connection: Connection) -> None:
+        """The peer reads again after `is_paused`."""
+
+    def on_lost(self, connection: Connection, error: ActorGridError) -> None:
+        """It is closed; called once, and only after a welcome."""
 
 
 class RefusedError(Exception):
@@ -71,12 +85,15 @@ class Connection(asyncio.Protocol):
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the handshake."""
         # A cast, not isinstance: uvloop's transports do not inherit from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_BYTES)
+        _watch_for_dead_peer(transport.get_extra_info("socket"))
         self._transport.write(frame(self._hello))
 
     def data_received(self, data: bytes) -> None:
+        """Decode and pass on the frames that `data` completes."""
         if self.is_closed:
             return
         try:
@@ -89,19 +106,23 @@ class Connection(asyncio.Protocol):
             self.close(error)
 
     def pause_writing(self) -> None:
+        """The peer reads slowly."""
         self.is_paused = True
 
     def resume_writing(self) -> None:
+        """The peer has caught up."""
         self.is_paused = False
         if not self.is_closed and self.welcome is not None:
             self._listener.on_writable(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The peer or the network ended it."""
         self.close(HostUnavailableError(f"{self.name}: connection lost" + (f": {exc}" if exc else "")))
 
     # -- our side
 
     def write(self, data: list[bytes]) -> None:
+        """Write frames; nothing happens once it is closed."""
         if self._transport is not None and not self.is_closed:
             self._transport.write(data[0] if len(data) == 1 else b"".join(data))
 
@@ -121,6 +142,7 @@ class Connection(asyncio.Protocol):
             self._welcomed.exception()  # `connect` may have been cancelled and never look
 
     async def wait_welcomed(self) -> Welcome:
+        """The host's welcome; raises what `close` was given, or `RefusedError`."""
         return await self._welcomed
 
     def _receive(self, payload: bytes) -> None:
@@ -168,6 +190,12 @@ class Connection(asyncio.Protocol):
         self.frame_bytes_max = min(self.frame_bytes_max, answer.frame_bytes_max)
         if not self._welcomed.done():
             self._welcomed.set_result(answer)
+
+
+def _watch_for_dead_peer(sock: socket.socket | None) -> None:
+    """Let the kernel end a connection whose peer acknowledges nothing: a machine that lost its power sends no sign."""
+    if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT") and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
 
 
 def _decoded(decoder: Any, payload: bytes, name: str) -> Any:
@@ -221,6 +249,9 @@ async def connect(listener: Listener, host: str, port: int, hello: Hello, *, wir
         _close_all(made, name)
         why = f"no answer to the handshake within {timeout_s:g} s" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise HostUnavailableError(f"{name}: {why}") from None
+    except UnicodeError as error:  # from the resolver: a name that cannot be one
+        _close_all(made, name)
+        raise HostUnavailableError(f"{name}: {error}") from None
     except BaseException:
         _close_all(made, name)
         raise

@@ -29,8 +29,11 @@ _ARRAY_OF_SIX = b"\x96"
 class LaneOwner(Protocol):
     """What a lane tells; the `Caller` is one."""
 
-    def forget(self, call: PendingCall) -> None: ...
-    def refuse_too_large(self, call: PendingCall, size: int, size_max: int) -> None: ...
+    def forget(self, call: PendingCall) -> None:
+        """`call` is over without an answer."""
+
+    def refuse_too_large(self, call: PendingCall, size: int, size_max: int) -> None:
+        """`call` does not fit into a frame of this host."""
 
 
 class Lane:
@@ -71,8 +74,17 @@ class Lane:
             self._dropped += 1
             if self._dropped > 64 and self._dropped * 2 > len(self.unsent):
                 # While a host is away, calls come and expire; what is over must not pile up (I16).
-                self.unsent = [waiting for waiting in self.unsent if not waiting.done()]
-                self._dropped = 0
+                self._sweep()
+
+    def is_waiting(self) -> bool:
+        """Whether a call is still to be sent."""
+        if self._dropped:
+            self._sweep()
+        return bool(self.unsent)
+
+    def _sweep(self) -> None:
+        self.unsent = [call for call in self.unsent if not call.done()]
+        self._dropped = 0
 
     def take(
         self, connection: Connection, pending: Mapping[int, PendingCall], next_number: int, lowest_anywhere: int, now: float

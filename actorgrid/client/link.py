@@ -22,16 +22,35 @@ _GOODBYE_GRACE_S = 10.0
 class LinkOwner(Protocol):
     """What a link asks and tells; the `Caller` is one."""
 
-    def hello(self) -> Hello: ...
-    def is_needed(self, link: Link) -> bool: ...
-    def on_link_up(self, link: Link, message: MapMessage) -> None: ...
-    def on_link_writable(self, link: Link) -> None: ...
-    def on_link_failed(self, link: Link) -> None: ...
-    def on_link_refused(self, link: Link, error: ActorGridError) -> None: ...
-    def on_link_lost(self, link: Link, connection: Connection, error: ActorGridError) -> None: ...
-    def on_link_leaving(self, link: Link) -> None: ...
-    def on_link_replies(self, connection: Connection, replies: list[Reply]) -> None: ...
-    def on_link_map(self, link: Link, message: MapMessage) -> None: ...
+    def hello(self) -> Hello:
+        """The first frame to send."""
+
+    def is_needed(self, link: Link) -> bool:
+        """Whether to go on trying to connect."""
+
+    def on_link_up(self, link: Link, message: MapMessage) -> None:
+        """A connection stands; the map of its welcome."""
+
+    def on_link_writable(self, link: Link) -> None:
+        """Calls may be written again."""
+
+    def on_link_failed(self, link: Link) -> None:
+        """An attempt to connect came to nothing."""
+
+    def on_link_refused(self, link: Link, error: ActorGridError) -> None:
+        """The host will not have this client."""
+
+    def on_link_lost(self, link: Link, connection: Connection, error: ActorGridError) -> None:
+        """A standing connection has ended."""
+
+    def on_link_leaving(self, link: Link) -> None:
+        """The host said goodbye."""
+
+    def on_link_replies(self, connection: Connection, replies: list[Reply]) -> None:
+        """Answers to calls."""
+
+    def on_link_map(self, link: Link, message: MapMessage) -> None:
+        """A map, asked for or not."""
 
 
 class Link:
@@ -65,7 +84,13 @@ class Link:
 
     @property
     def is_connecting(self) -> bool:
+        """Whether a connection is being made, or waits for its backoff."""
         return self._task is not None
+
+    @property
+    def is_leaving(self) -> bool:
+        """The host said goodbye: it answers what it has and takes nothing new."""
+        return self._grace is not None
 
     async def _connect(self) -> None:
         try:
@@ -107,17 +132,21 @@ class Link:
     # -- Listener of the connection
 
     def on_replies(self, connection: Connection, replies: list[Reply]) -> None:
+        """Pass on what proves that the host works."""
         # Only an answer proves that the host works: one that welcomes and dies at once must meet a growing backoff.
         self._failures = 0
         self._owner.on_link_replies(connection, replies)
 
     def on_map(self, connection: Connection, message: MapMessage) -> None:
+        """Pass on a map."""
         self._owner.on_link_map(self, message)
 
     def on_admin_reply(self, connection: Connection, reply: AdminReply) -> None:
+        """Refuse it: a caller asks no operator's questions."""
         raise ProtocolError(f"{self.name}: answer {reply.correlation} to an operator's question that was never asked here")
 
     def on_goodbye(self, connection: Connection, reason: str) -> None:
+        """Write nothing new; what is open may still be answered."""
         if connection is self.connection and self._grace is None:
             log.debug("host stops address=%s reason=%s", self.name, reason)
             self.is_writable = False
@@ -126,11 +155,13 @@ class Link:
             self._owner.on_link_leaving(self)
 
     def on_writable(self, connection: Connection) -> None:
+        """The peer reads again."""
         if connection is self.connection and self._grace is None:
             self.is_writable = True
             self._owner.on_link_writable(self)
 
     def on_lost(self, connection: Connection, error: ActorGridError) -> None:
+        """The connection has ended."""
         if connection is not self.connection:
             return
         self._drop(error)

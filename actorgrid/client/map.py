@@ -44,6 +44,7 @@ class PartitionMap:
 
     @property
     def partition_count(self) -> int:
+        """Fixed when the grid was created."""
         return len(self.primaries)
 
     def host_of(self, partition: int) -> HostInfo | None:
@@ -54,6 +55,7 @@ class PartitionMap:
         return self.hosts[index] if index >= 0 else None
 
     def host_named(self, name: str) -> HostInfo | None:
+        """The host called `name`, or None."""
         return next((host for host in self.hosts if host.name == name), None)
 
     def partitions_of(self, host: HostInfo) -> list[PartitionId]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: A host that has not answered by then is stuck; another one is asked.
 _ANSWER_TIMEOUT_S = 1.0
+#: After so long without a question, past failures say nothing.
+_FORGET_S = 5.0
 
 
 class MapFinder:
@@ -40,6 +42,8 @@ class MapFinder:
         """
         if now < self._next_at or not links:
             return
+        if now > self._next_at + _FORGET_S:
+            self._fruitless = 0
         self._turn += 1
         order = [links[(self._turn + i) % len(links)] for i in range(len(links))]
         writable = [link for link in order if link.is_writable]

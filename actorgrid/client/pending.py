@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from actorgrid.errors import ActorGridError
+from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, OutcomeUnknownError, TransientError
 from actorgrid.ids import show_address
 
 if TYPE_CHECKING:
@@ -91,3 +91,30 @@ class PendingCall(asyncio.Future[Any]):
     def attempts(self) -> int:
         """Sends so far."""
         return self.resends + (self.encoded is None)
+
+    def age_s(self, now: float, default_timeout_s: float) -> float:
+        """Seconds since it was submitted."""
+        return now - self.deadline + (self.timeout_s or default_timeout_s)
+
+
+def error_at_deadline(call: PendingCall, default_timeout_s: float) -> ActorGridError:
+    """What `call` raises when its time is up: "unknown" if any send may have been executed, else why nothing happened."""
+    timeout_s = call.timeout_s or default_timeout_s
+    link = call.lane.link
+    last_error = call.last_error or (link.last_error if link is not None else None)
+    if call.is_in_doubt or call.connection is not None:
+        last = f"; last error: {last_error}" if last_error is not None else ""
+        tries = f"{call.attempts} attempt{'s' if call.attempts != 1 else ''}"
+        return DeadlineExceededError(f"{call.title}: outcome unknown, no answer within {timeout_s:g} s and {tries}{last}")
+    if isinstance(call.last_error, TransientError):
+        return call.last_error
+    if link is None:
+        return HostUnavailableError(f"{call.title}: nothing sent within {timeout_s:g} s: partition {call.lane.partition} has no primary")
+    return HostUnavailableError(f"{call.title}: nothing sent within {timeout_s:g} s: {last_error or f'{link.name} takes no calls'}")
+
+
+def error_at_close(call: PendingCall) -> ActorGridError:
+    """What `call` raises when its client is closed."""
+    if call.is_in_doubt or call.connection is not None:
+        return OutcomeUnknownError(f"{call.title}: outcome unknown, the client was closed after {call.attempts} attempts without an answer")
+    return HostUnavailableError(f"{call.title}: the client was closed before the call was sent, or after it had been refused")

@@ -295,6 +295,8 @@ def _new_grid(wish: Wish, version: str) -> GridFile:
         for noun, value, highest in (("nodes", nodes, NODES_MAX), ("partitions", partitions, PARTITIONS_MAX))
         if not 1 <= value <= highest
     ]
+    if replicas != 1:
+        problems.append(f"replicas: {replicas}: this release keeps one replica of each partition")
     if not wish.app:
         problems.append("a new grid needs at least one actor module: --app MODULE")
     if problems:

@@ -147,9 +147,12 @@ class Keeper:
             self._steps.flush()
 
     def _watch(self) -> bool:
-        """Until told to stop (True), or until Ray's raylet, and with it every host, is gone (False)."""
+        """Until told to stop (True), or until Ray's raylet, and with it every host, or the data is gone (False)."""
         while not self._told_to_stop:
             select.select([self._wake_up], [], [], WATCH_INTERVAL_S)
+            if not self._holds_directory():
+                log.error("the data directory was removed, the grid ends: data=%s", self._data)
+                return False
             for name in self._ray.dead_servers():
                 if name != "gcs_server":
                     log.error("ray server died, the grid ends: server=%s", name)
@@ -157,6 +160,13 @@ class Keeper:
                 log.warning("ray control store died, hosts serve on: starting it again")
                 self._ray.restart_control_store()
         return True
+
+    def _holds_directory(self) -> bool:
+        # Somebody who removes the directory of a running grid could never end it with `down`, and a new grid could take its place.
+        try:
+            return os.path.samestat(os.stat(self._data / grid_file.LOCK_FILE), os.fstat(self._order.lock_descriptor))
+        except FileNotFoundError:
+            return False
 
     def _end(self) -> None:
         if self._hosts and self._ray is not None:

@@ -38,6 +38,9 @@ ASK_AGAIN_S = 0.02
 
 Progress = Callable[[str], None]
 
+#: Keepers that this process started, by pid: a child must be waited for by its parent, else it stays as a zombie.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
 
 class StartFailedError(ActorGridError):
     """The grid did not come up; nothing of it runs any more. The message says which host failed, why, and where its log is."""
@@ -103,16 +106,18 @@ def up(
             if not errors:
                 progress("asking every host")
                 _run(_wait_until_all_serve(grid, began + timeout_s, list(grid.hosts)))
+                _children[process.pid] = process
                 return Started(data=data, grid=grid, is_new=is_new, keeper=mark, seconds=time.monotonic() - began)
         except BaseException:
-            _end_start(process, mark)
-            grid_file.remove_running(data)
+            _end_start(data, process, mark)
+            if is_new and not any((data / host.data_dir).exists() for host in grid.hosts):
+                _forget_new_grid(data, grid)
             raise
-        _end_start(process, mark)
-        grid_file.remove_running(data)
+        _end_start(data, process, mark)
+        error = _start_error(data, grid, errors)
         if is_new and {name for name, _ in errors} >= {host.name for host in grid.hosts}:
             _forget_new_grid(data, grid)
-        raise _start_error(data, grid, errors)
+        raise error
 
 
 def _start_keeper(data: Path, order: keeper.KeeperOrder) -> subprocess.Popen[bytes]:
@@ -161,7 +166,7 @@ def _steps(stream: IO[bytes]) -> Iterator[keeper.Step]:
         yield msgspec.json.decode(line, type=keeper.Step)
 
 
-def _end_start(process: subprocess.Popen[bytes], mark: ProcessMark | None) -> None:
+def _end_start(data: Path, process: subprocess.Popen[bytes], mark: ProcessMark | None) -> None:
     """After a failed start: let the keeper clean up, then make sure."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
@@ -172,6 +177,10 @@ def _end_start(process: subprocess.Popen[bytes], mark: ProcessMark | None) -> No
     if mark is not None:
         processes.end_session(mark)
     process.wait()
+    running = grid_file.read_running(data)
+    if running is not None:
+        _remove_ray_dir(running)
+        grid_file.remove_running(data)
 
 
 def _start_error(data: Path, grid: GridFile, errors: list[tuple[str, ActorGridError]]) -> ActorGridError:
@@ -205,10 +214,17 @@ def _end_leftovers(data: Path) -> None:
     if running is None:
         return
     left = processes.end_session(running.keeper)
+    _reap(running.keeper.pid)
     if left:
         raise StartFailedError(f"processes of the last run in {data} do not end: {', '.join(left)}")
     _remove_ray_dir(running)
     grid_file.remove_running(data)
+
+
+def _reap(pid: int) -> None:
+    child = _children.get(pid)
+    if child is not None and child.poll() is not None:
+        del _children[pid]
 
 
 def _remove_ray_dir(running: grid_file.RunningFile) -> None:
@@ -239,10 +255,12 @@ def down(data: Path, *, timeout_s: float = DOWN_TIMEOUT_S) -> float:
             os.kill(running.keeper.pid, signal.SIGTERM)
         processes.wait_for_end([running.keeper], timeout_s)
     elif not processes.session_members(running.keeper):
+        _reap(running.keeper.pid)
         _remove_ray_dir(running)
         grid_file.remove_running(data)
         raise NotRunningError(f"no grid runs in {data}; the last one ended without `down`")
     left = processes.end_session(running.keeper)
+    _reap(running.keeper.pid)
     _remove_ray_dir(running)
     if left:
         raise StartFailedError(f"processes that would not end: {', '.join(left)}")
@@ -339,7 +357,7 @@ class LocalGrid:
             nodes=nodes,
             partitions=partitions,
             replicas=None,
-            port=None if port == 0 and (self.data / grid_file.GRID_FILE).exists() else port,
+            port=port,
             app=tuple(app),
             app_path=tuple(str(Path(each).absolute()) for each in app_path),
         )
@@ -348,13 +366,28 @@ class LocalGrid:
         self._progress = progress
         self._started: Started | None = None
 
+    def start(self) -> None:
+        """Start the grid, or start it again after `stop` or after it was ended by other means.
+
+        :raises SettingsError: as `up`
+        :raises StartFailedError: as `up`
+        """
+        wish = self._wish
+        if wish.port == 0 and (self.data / grid_file.GRID_FILE).exists():
+            wish = msgspec.structs.replace(wish, port=None)  # clients may hold the address
+        self._started = up(self.data, wish, settings=self._settings, timeout_s=self._timeout_s, progress=self._progress)
+
+    def stop(self) -> None:
+        """End the grid, if it runs; its data stays."""
+        with contextlib.suppress(NotRunningError):
+            down(self.data)
+
     def __enter__(self) -> Self:
-        self._started = up(self.data, self._wish, settings=self._settings, timeout_s=self._timeout_s, progress=self._progress)
+        self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with contextlib.suppress(NotRunningError):
-            down(self.data)
+        self.stop()
 
     @property
     def started(self) -> Started:

@@ -1,0 +1,1 @@
+"""The host: the asyncio shell around partitions, actors and the store."""

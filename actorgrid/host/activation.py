@@ -49,7 +49,20 @@ class Activation:
     :ivar dead: thrown away; whatever a turn of it still does counts for nothing
     """
 
-    __slots__ = ("actor_type", "address", "bytes", "dead", "last_lsn", "last_used_s", "partition", "queue", "ready", "running", "state", "used")
+    __slots__ = (
+        "actor_type",
+        "address",
+        "bytes",
+        "dead",
+        "last_lsn",
+        "last_used_s",
+        "partition",
+        "queue",
+        "ready",
+        "running",
+        "state",
+        "used",
+    )
 
     def __init__(self, partition: HostedPartition, address: str, actor_type: ActorType, state: ActorState) -> None:
         self.partition = partition

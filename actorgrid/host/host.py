@@ -73,8 +73,8 @@ class HostConfig:
     hosts: tuple[HostInfo, ...]
     app: tuple[str, ...]
     app_path: tuple[str, ...] = ()
-    settings: HostSettings = HostSettings()
-    wire: WireSettings = WireSettings()
+    settings: HostSettings = dataclasses.field(default_factory=HostSettings)
+    wire: WireSettings = dataclasses.field(default_factory=WireSettings)
 
     def __post_init__(self) -> None:
         problems = []
@@ -100,7 +100,7 @@ class Host:
         self.watermarks: dict[bytes, int] = {}
         self.state = "starting"
         self._offloader: Offloader = offloader or ProcessOffloader(config.app_path)
-        self._incarnation = time.time_ns() // 1000
+        self._incarnation = 0
         self._counters = ConnectionCounters()
         self._connections: dict[HostConnection, None] = {}
         self._store: Store | None = None
@@ -119,10 +119,13 @@ class Host:
         self._loop = loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[BaseException] = loop.create_future()
         self.registry = ActorRegistry.load(config.app, config.app_path)
-        loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(settings.blocking_threads_max, thread_name_prefix="actorgrid blocking"))
-        identity = StoreIdentity(config.cluster_id, config.name, config.partition_count)
+        loop.set_default_executor(
+            concurrent.futures.ThreadPoolExecutor(settings.blocking_threads_max, thread_name_prefix="actorgrid blocking")
+        )
+        identity = StoreIdentity(config.cluster_id, config.name, config.partition_count, tuple(host.name for host in config.hosts))
         self._store = store = Store(config.data_dir / "store", identity)
         try:
+            self._incarnation = store.next_incarnation()
             self._watchdog = Watchdog(settings.loop_block_report_s, settings.loop_block_limit_s)
             self.runner = Runner(loop, settings, config.wire, self._watchdog)
             self.residents = Residents(settings)
@@ -131,7 +134,7 @@ class Host:
                 client_id=new_client_id(),
                 settings=ClientSettings(in_flight_max=settings.host_queue_max),
                 wire=config.wire,
-                rng=random.Random(),
+                rng=random.Random(),  # noqa: S311 - jitter of retries
                 role=messages.ROLE_HOST,
                 cluster_id=config.cluster_id,
             )

@@ -49,7 +49,9 @@ def name_of(function: Callable[..., Any]) -> str:
         module = sys.modules.get(function.__module__)
         if module is not None and _resolve(module, function.__qualname__) is function:
             return name
-    raise InvalidArgumentError(f"grid.offload: {function!r} cannot be sent by name; use a function at the top level of an importable module")
+    raise InvalidArgumentError(
+        f"grid.offload: {function!r} cannot be sent by name; use a function at the top level of an importable module"
+    )
 
 
 def _resolve(root: Any, qualname: str) -> Any:
@@ -86,7 +88,10 @@ def run_offloaded(function: str, args: bytes, app_path: Sequence[str] = ()) -> b
     except Exception as error:  # noqa: BLE001 - whatever the function raises belongs to its caller
         kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
         raise ActorError(
-            f"offloaded {function} raised {kind}: {error}", remote_type=kind, remote_text=str(error), remote_traceback=traceback.format_exc()
+            f"offloaded {function} raised {kind}: {error}",
+            remote_type=kind,
+            remote_text=str(error),
+            remote_traceback=traceback.format_exc(),
         ) from None
 
 

@@ -91,7 +91,9 @@ class _Reference:
         method = self._actor_type.methods.get(name)
         if method is None:
             known = ", ".join(sorted(self._actor_type.methods))
-            raise AttributeError(f"{self._actor_type.name} has no remote method {name!r}; it has: {known}. Fields are read through methods.")
+            raise AttributeError(
+                f"{self._actor_type.name} has no remote method {name!r}; it has: {known}. Fields are read through methods."
+            )
         return functools.partial(self._outgoing.call_method, self._turn, self._actor_type, method, self._actor_id)
 
     def __repr__(self) -> str:
@@ -116,14 +118,16 @@ class OutgoingCalls:
         self._watermarks = watermarks
         self._remote = remote
         self._offloader = offloader
-        self._random = random.Random()  # jitter only
+        self._random = random.Random()  # noqa: S311 - jitter of retries
 
     def proxy(self, turn: Turn, actor: type[T], actor_id: str) -> T:
         actor_type = actor_type_of(actor)
         make_address(actor_type.name, actor_id)
         return cast(T, _Reference(self, turn, actor_type, actor_id))
 
-    def call(self, turn: Turn, function: Callable[..., Any], actor_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
+    def call(
+        self, turn: Turn, function: Callable[..., Any], actor_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Awaitable[Any]:
         actor_type, method = method_of(function)
         return self.call_method(turn, actor_type, method, actor_id, *args, **kwargs)
 
@@ -133,7 +137,9 @@ class OutgoingCalls:
         The call gets its place in the chain here, in the order in which the turn makes its calls, whenever it is awaited.
         """
         if turn.over:
-            raise RequestError(f"this proxy of {actor_type.name}/{actor_id} belongs to a turn that is over; get a new one from grid.current()")
+            raise RequestError(
+                f"this proxy of {actor_type.name}/{actor_id} belongs to a turn that is over; get a new one from grid.current()"
+            )
         if not turn.client_id:
             raise RequestError(f"{turn.method.qualified_name} cannot call other actors: a hook belongs to no request")
         address = make_address(actor_type.name, actor_id)
@@ -146,7 +152,9 @@ class OutgoingCalls:
                 chain=names,
             )
         if len(chain) > CHAIN_LENGTH_MAX:
-            raise InvalidArgumentError(f"a chain of more than {CHAIN_LENGTH_MAX} calls: {' -> '.join(map(show_address, chain[-4:]))} -> ...")
+            raise InvalidArgumentError(
+                f"a chain of more than {CHAIN_LENGTH_MAX} calls: {' -> '.join(map(show_address, chain[-4:]))} -> ..."
+            )
         return self._call(turn, method, address, method.encode_args(args, kwargs), turn.next_path(), chain)
 
     async def _call(self, turn: Turn, method: Method, address: str, args: bytes, path: tuple[int, ...], chain: tuple[str, ...]) -> Any:
@@ -190,7 +198,14 @@ class OutgoingCalls:
         return bytes(await answer)
 
     async def _call_local(
-        self, turn: Turn, partition: HostedPartition, method: Method, address: str, args: bytes, path: tuple[int, ...], chain: tuple[str, ...]
+        self,
+        turn: Turn,
+        partition: HostedPartition,
+        method: Method,
+        address: str,
+        args: bytes,
+        path: tuple[int, ...],
+        chain: tuple[str, ...],
     ) -> bytes:
         delay_s = RETRY_FIRST_S
         # A turn that is executed again may have made this call in its first life: nothing forgotten since then may be taken for new.
@@ -201,9 +216,7 @@ class OutgoingCalls:
             answer: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
             watermark = self._watermarks.get(turn.client_id, 0)
             # Not at once: the other actor's turn would run on this one's stack, inside its context.
-            self._loop.call_soon(
-                partition.admit, call, turn.client_id, 0, watermark, since_lsn, _LocalAnswer(answer), time.monotonic_ns()
-            )
+            self._loop.call_soon(partition.admit, call, turn.client_id, 0, watermark, since_lsn, _LocalAnswer(answer), time.monotonic_ns())
             status, payload = await answer
             if status == STATUS_OK:
                 return payload

@@ -11,6 +11,7 @@ lacks. Until it is applied, an activation stays in memory, so that nobody can re
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections import deque
@@ -42,7 +43,7 @@ from actorgrid.host.runner import Runner, error_payload
 from actorgrid.host.turn import Outgoing, Sink, Turn
 from actorgrid.ids import ACTOR_ID_BYTES_MAX, Epoch, Lsn, PartitionId, partition_of, show_address
 from actorgrid.replication import replica as core
-from actorgrid.replication.entry import NO_CLIENT, STATUS_INTERNAL, ClientMark, LogRecord, decode_record, encode_record
+from actorgrid.replication.entry import NO_CHANGES, NO_CLIENT, STATUS_INTERNAL, ClientMark, Entry, LogRecord, decode_record, encode_record
 from actorgrid.replication.sessions import Decision, RecordKey, Session, SessionRecord, SessionTable
 from actorgrid.settings import HostSettings
 from actorgrid.storage import keys
@@ -59,6 +60,8 @@ logger = logging.getLogger(__name__)
 FIRST_INCARNATION: Final = 1
 #: Expired idempotency records dropped for each one written: more than one, so that they cannot pile up.
 EXPIRED_PER_ENTRY_MAX: Final = 4
+#: What ``on_activate`` and ``on_deactivate`` get: a call's default deadline.
+HOOK_TIMEOUT_NS: Final = 30_000_000_000
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_key_record = msgspec.msgpack.Decoder(SessionRecord).decode
@@ -104,7 +107,7 @@ class HostedPartition:
         self._dying: list[Activation] = []  # thrown away, and the store does not have their last changes yet
         self._prefix = keys.replica_prefix(partition, FIRST_INCARNATION)
         # The tick's entries, until they become a log record.
-        self._entries: list[tuple[Any, ...]] = []
+        self._entries: list[Entry] = []
         self._turns: list[Turn] = []
         self._clients: dict[bytes, int] = {}
         self._next_lsn = 1
@@ -164,7 +167,7 @@ class HostedPartition:
             if record.last_lsn > self._checkpoint_lsn:
                 if expected is not None and record.first_lsn > last_lsn + 1:
                     raise CorruptLogError(f"partition {self.id}: sessions are known up to {last_lsn}, the log begins at {record.first_lsn}")
-                self._apply_sessions(record)
+                self.sessions.apply(record)
                 last_lsn = record.last_lsn
             if record.last_lsn > self.applied_lsn:
                 self._collect_changes(record)
@@ -177,7 +180,7 @@ class HostedPartition:
         """The epoch asked for in `recover` is durable: append its first entry."""
         for effect in self.replica.step(core.EpochSynced(self.replica.epoch), time.monotonic_ns()):
             assert isinstance(effect, core.AppendFirst)
-            self._entries.append((NO_CLIENT, 0, (), 0, "", STATUS_INTERNAL, b"", []))
+            self._entries.append(Entry(NO_CLIENT, 0, (), 0, "", STATUS_INTERNAL, b"", NO_CHANGES))
             self._next_lsn = effect.lsn + 1
             self._commit.mark(self)
 
@@ -187,13 +190,13 @@ class HostedPartition:
 
     # -- a request arrives
 
-    def admit(
-        self, call: Call, client_id: bytes, lowest: int, lowest_anywhere: int, since_lsn: int, sink: Sink, now_ns: int
-    ) -> None:
+    def admit(self, call: Call, client_id: bytes, lowest: int, lowest_anywhere: int, since_lsn: int, sink: Sink, now_ns: int) -> None:
         """Take one call: run it, attach it to its first try, or answer it. Never raises; every call gets an answer by `sink`."""
         try:
             activation = self.activations.get(call.address)
             if activation is None:
+                if not self.replica.serving:
+                    raise HostUnavailableError(f"partition {self.id} does not serve at the moment", retry_after_s=0.05)
                 activation = self._activate(call.address)
             activation.used = True
             method = activation.actor_type.methods.get(call.method)
@@ -203,7 +206,15 @@ class HostedPartition:
             number = call.correlation
             if method.read:
                 turn = Turn(
-                    activation, method, method.decode_args(call.args), 0, client_id, number, now_ns + call.timeout_ms * 1_000_000, sink, number
+                    activation,
+                    method,
+                    method.decode_args(call.args),
+                    0,
+                    client_id,
+                    number,
+                    now_ns + call.timeout_ms * 1_000_000,
+                    sink,
+                    number,
                 )
                 if extra is not None:
                     self._take_extra(turn, call)
@@ -221,7 +232,7 @@ class HostedPartition:
                     if extra is not None:
                         number = extra.number if extra.number is not None else number
                         key = (number, extra.path) if extra.path else number
-                    if self._answered_by_session(session, key, call, digest, lowest, lowest_anywhere, sink):
+                    if self._answered_by_session(session, key, call, digest, lowest, lowest_anywhere, since_lsn, sink):
                         return
                     turn = self._new_turn(activation, method, call, raw, client_id, digest, sink, now_ns)
                     turn.session_key = key
@@ -235,7 +246,7 @@ class HostedPartition:
                 self.forget_running(turn)
                 raise
         except StorageError as error:
-            self._commit.fail(error)
+            self.store_failed(error)
             refusal = HostUnavailableError(f"the store of this host cannot be read: {error}", retry_after_s=0.1)
             sink.reply(call.correlation, STATUS_ERROR, error_payload(refusal))
         except ActorGridError as error:
@@ -262,15 +273,18 @@ class HostedPartition:
     def _open_session(self, client_id: bytes, since_lsn: int) -> Session:
         session = self.sessions.open(client_id, since_lsn)
         if session is None:
-            raise SessionExpiredError(
-                f"partition {self.id} no longer knows this client: it has forgotten sessions up to position {self.sessions.evicted_lsn}, "
-                f"and the request may have been executed from position {since_lsn} on",
-                current_lsn=self.replica.committed_lsn,
-            )
+            raise self._forgotten(self.sessions.evicted_lsn, since_lsn)
         return session
 
+    def _forgotten(self, forgotten_lsn: int, since_lsn: int) -> SessionExpiredError:
+        return SessionExpiredError(
+            f"partition {self.id} no longer knows what this client did: it has forgotten it up to position {forgotten_lsn}, "
+            f"and the request may have been executed from position {since_lsn} on",
+            current_lsn=self.replica.committed_lsn,
+        )
+
     def _answered_by_session(
-        self, session: Session, key: RecordKey, call: Call, digest: int, lowest: int, lowest_anywhere: int, sink: Sink
+        self, session: Session, key: RecordKey, call: Call, digest: int, lowest: int, lowest_anywhere: int, since_lsn: int, sink: Sink
     ) -> bool:
         """Whether the request was seen before, and has its answer now or will have it with its first try (I10)."""
         running = session.running.get(key)
@@ -283,10 +297,15 @@ class HostedPartition:
             self._check_same(record.digest, digest, key, call)
             sink.reply(call.correlation, record.status, record.result)
             return True
-        if session.decide(key, lowest, lowest_anywhere) is Decision.STALE:
+        decision = session.decide(key, lowest, lowest_anywhere, since_lsn)
+        if decision is Decision.FORGOTTEN:
+            raise self._forgotten(session.floor_lsn, since_lsn)
+        if decision is Decision.STALE:
             raise SessionExpiredError(f"request {key} is older than {session.heard}, up to which its client said it has all answers")
         if len(session) + len(session.running) >= self._settings.session_records_max:
-            raise OverloadedError(f"{len(session)} answers of this client are kept and not yet acknowledged, which is the limit", retry_after_s=0.05)
+            raise OverloadedError(
+                f"{len(session)} answers of this client are kept and not yet acknowledged, which is the limit", retry_after_s=0.05
+            )
         return False
 
     @staticmethod
@@ -295,10 +314,12 @@ class HostedPartition:
             return
         if isinstance(key, tuple):
             raise NonDeterministicTurnError(
-                f"the turn of request {key[0]} was executed again and now calls {show_address(call.address)}.{call.method} as its call {key[1]}, "
-                "where it made another call the first time"
+                f"the turn of request {key[0]} was executed again and now calls {show_address(call.address)}.{call.method} "
+                f"as its call {key[1]}, where it made another call the first time"
             )
-        raise RequestError(f"request {key} was already used for another call than {show_address(call.address)}.{call.method} with these arguments")
+        raise RequestError(
+            f"request {key} was already used for another call than {show_address(call.address)}.{call.method} with these arguments"
+        )
 
     def _answered_by_key(self, call: Call, digest: int, sink: Sink) -> bool:
         assert call.extra is not None
@@ -331,30 +352,42 @@ class HostedPartition:
         if not activation.running:
             self._runner.submit(turn)
         elif _waits_for(activation.running[-1], turn):
-            self._runner.submit_reentrant(turn)
+            self._runner.take(turn)
+            self._runner.run_reentrant(turn)
         else:
             waiting = self._reentrant_waiting.setdefault(activation, deque())
             if len(waiting) >= self._settings.actor_queue_max:
                 raise OverloadedError(f"{len(waiting)} reentrant calls wait for {show_address(activation.address)}", retry_after_s=0.02)
+            self._runner.take(turn)
             waiting.append(turn)
 
+    def has_reentrant_waiting(self, activation: Activation) -> bool:
+        return activation in self._reentrant_waiting
+
     def admit_waiting_reentrant(self, activation: Activation) -> None:
-        """A turn of `activation` is over and others still run: perhaps a reentrant call can go on now."""
-        waiting = self._reentrant_waiting.get(activation)
-        if not waiting:
-            return
-        for turn in list(waiting):
-            if activation.running and _waits_for(activation.running[-1], turn):
+        """A turn of `activation` is over: perhaps a reentrant call can go on now. If nothing runs any more, all wait like any other."""
+        waiting = self._reentrant_waiting.pop(activation, None)
+        if waiting and not activation.dead:
+            for turn in [turn for turn in waiting if activation.running and _waits_for(activation.running[-1], turn)][:1]:
                 waiting.remove(turn)
-                self._runner.submit_reentrant(turn)
-        if not waiting:
-            del self._reentrant_waiting[activation]
+                self._runner.run_reentrant(turn)
+            if waiting and activation.running:
+                waiting.extend(self._reentrant_waiting.pop(activation, ()))
+                self._reentrant_waiting[activation] = waiting
+            else:
+                for turn in waiting:
+                    self.enqueue(turn)
+        self._runner.resume_queue(activation)
 
     def enqueue(self, turn: Turn) -> None:
         activation = turn.activation
         if activation.queue is None:
             activation.queue = deque()
         activation.queue.append(turn)
+
+    def store_failed(self, error: StorageError) -> None:
+        """Storage failed under this partition: the whole host leaves duty (I12)."""
+        self._commit.fail(error)
 
     def forget_running(self, turn: Turn) -> None:
         """`turn` ends without a log entry: the same request may be executed by a later try."""
@@ -374,7 +407,9 @@ class HostedPartition:
         """
         type_name, separator, actor_id = address.partition("\0")
         if not separator or not actor_id or "\0" in actor_id or len(actor_id.encode()) > ACTOR_ID_BYTES_MAX:
-            raise InvalidArgumentError(f"{address!r:.200} is not an actor's address: expected type, NUL, id of 1..{ACTOR_ID_BYTES_MAX} bytes without NUL")
+            raise InvalidArgumentError(
+                f"{address!r:.200} is not an actor's address: expected type, NUL, id of 1..{ACTOR_ID_BYTES_MAX} bytes without NUL"
+            )
         actor_type = self._registry.get(type_name)
         belongs_to = partition_of(address, self._partition_count)
         if belongs_to != self.id:
@@ -384,7 +419,9 @@ class HostedPartition:
     def _make_activation(self, address: str, actor_type: ActorType) -> Activation:
         try:
             state = ActorState(actor_type.shape, StoredEntries(self._store, self._prefix, address))
-        except msgspec.MsgspecError as error:
+        except ActorGridError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the application's own types may raise anything when they are decoded
             raise RequestError(
                 f"the stored state of {show_address(address)} does not fit class {actor_type.name} any more: {error}; "
                 "give changed fields a type that accepts both, and convert in on_activate"
@@ -393,12 +430,16 @@ class HostedPartition:
         self.activations[address] = activation
         self._residents.added(activation)
         if not activation.ready:
-            self._runner.submit(self._hook_turn(activation, "on_activate"))
+            self._submit_hook(activation, "on_activate")
         return activation
 
-    def _hook_turn(self, activation: Activation, hook: str) -> Turn:
-        deadline_ns = time.monotonic_ns() + 30_000_000_000
-        return Turn(activation, activation.actor_type.hooks[hook], (), 0, b"", 0, deadline_ns, None, 0)
+    def _submit_hook(self, activation: Activation, hook: str) -> None:
+        """Let the actor's hook be its next turn: not at once, so that whoever needed the actor can queue up behind it; never refused."""
+        deadline_ns = time.monotonic_ns() + HOOK_TIMEOUT_NS
+        turn = Turn(activation, activation.actor_type.hooks[hook], (), 0, b"", 0, deadline_ns, None, 0)
+        self._runner.take(turn)
+        self.enqueue(turn)
+        self._runner.resume_soon(activation)
 
     def deactivate(self, activation: Activation) -> None:
         """Take an idle actor out of memory; its ``on_deactivate`` runs first, if it has one."""
@@ -406,7 +447,7 @@ class HostedPartition:
             return
         if activation.ready and "on_deactivate" in activation.actor_type.hooks:
             activation.ready = False
-            self._runner.submit(self._hook_turn(activation, "on_deactivate"))
+            self._submit_hook(activation, "on_deactivate")
             return
         if not activation.state.is_clean():
             logger.error(
@@ -446,7 +487,9 @@ class HostedPartition:
         self._runner.resume_soon(successor)
 
     def _unknown_method(self, actor_type: ActorType, name: str) -> UnknownMethodError:
-        return UnknownMethodError(f"{actor_type.name} has no remote method {name!r:.100}; it has: {', '.join(sorted(actor_type.methods)) or 'none'}")
+        return UnknownMethodError(
+            f"{actor_type.name} has no remote method {name!r:.100}; it has: {', '.join(sorted(actor_type.methods)) or 'none'}"
+        )
 
     # -- a turn is over
 
@@ -469,39 +512,41 @@ class HostedPartition:
             if known is None:
                 known = clients[turn.client_id] = len(clients)
             client = known
-        else:
-            status = self._hook_is_over(turn, status, payload)
-            payload = b""
-            if changes is None:
-                return
+        elif changes is None:
+            self._hook_is_over(turn, status, payload)
+            return
         lsn = self._next_lsn
         self._next_lsn = lsn + 1
         activation.last_lsn = lsn
         if activation.state.view is not None:
             activation.state.view.logged(lsn)
-        key = turn.key
-        entry: tuple[Any, ...] = (client, turn.number, turn.path, turn.digest, activation.address, status, payload, changes or ())
-        self._entries.append(entry if key is None else (*entry, key))
+        entry = Entry(client, turn.number, turn.path, turn.digest, activation.address, status, payload, changes or NO_CHANGES, turn.key)
+        self._entries.append(entry)
         self._turns.append(turn)
+        self._runner.uncommitted += 1
         if lsn == self.replica.last_lsn + 1:
             self._commit.mark(self)
 
-    def _hook_is_over(self, turn: Turn, status: int, payload: bytes) -> int:
+    def _hook_is_over(self, turn: Turn, status: int, payload: bytes) -> None:
         """An ``on_activate`` or ``on_deactivate`` has run."""
         activation = turn.activation
         failed = status == STATUS_ERROR
         if failed:
-            logger.error("hook failed hook=%s actor=%s error=%s", turn.method.qualified_name, show_address(activation.address), msgspec.msgpack.decode(payload)[1])
+            logger.error(
+                "hook failed hook=%s actor=%s error=%s",
+                turn.method.qualified_name,
+                show_address(activation.address),
+                msgspec.msgpack.decode(payload)[1],
+            )
         if turn.method.name == "on_activate" and not failed:
             activation.ready = True
-            return STATUS_INTERNAL
+            return
         if turn.method.name == "on_activate":
             # Without it the actor is not usable: those who wait are told, and the next call tries again.
             waiting, activation.queue = activation.queue, None
             for waiter in waiting or ():
                 self._runner.refuse_with(waiter, payload)
         self.drop(activation)
-        return STATUS_INTERNAL
 
     # -- the tick's record, and its commit
 
@@ -524,7 +569,7 @@ class HostedPartition:
                 session = self.sessions.open(client_id, self.sessions.evicted_lsn)
                 assert session is not None
                 marks.append(ClientMark(client_id, session.heard, session.heard_anywhere))
-            record = LogRecord(epoch, first_lsn, self._time_ms, marks, self._entries)  # type: ignore[arg-type]  # tuples encode alike
+            record = LogRecord(epoch, first_lsn, self._time_ms, marks, self._entries)
             data = encode_record(record)
             batch.append_log(self._prefix + keys.lsn_key(record.last_lsn), data)
             self._keep_log(record.last_lsn, len(data))
@@ -563,53 +608,28 @@ class HostedPartition:
                 waiter.set_result(None)
 
     def _remember(self, flight: InFlight) -> None:
-        """Put the record's answers into the sessions, as `_apply_sessions` does at a restart, and send them."""
-        record, lsn = flight.record, flight.record.first_lsn
-        sessions = [self.sessions.mark(mark.client_id, mark.lowest, mark.lowest_anywhere, record.last_lsn) for mark in record.clients]
+        """Put the record's answers into the sessions, and send them."""
+        sessions = self.sessions.apply(flight.record)
         self.changes_total += len(flight.turns)
-        for entry, turn in zip(record.entries, flight.turns, strict=False):
-            client, _, _, digest, _, status, payload = entry[:7]  # type: ignore[index]
-            key = turn.session_key
-            if key is not None:
-                session = sessions[client]
-                session.running.pop(key, None)
-                remembered = SessionRecord(digest, status, payload, lsn)
-                if type(key) is int:
-                    session.records[key] = remembered
-                else:
-                    session.nested[key] = remembered  # type: ignore[index]
+        self._runner.uncommitted -= len(flight.turns)
+        # The first record of an epoch has an entry without a turn; every other has a turn for each entry.
+        for entry, turn in zip(flight.record.entries if flight.turns else (), flight.turns, strict=True):
+            if turn.session_key is not None:
+                sessions[entry.client].running.pop(turn.session_key, None)
             elif turn.key is not None:
-                self._keys_running.pop((turn.activation.address, turn.key), None)
-            turn.answer(status, payload)
-            lsn += 1
-
-    def _apply_sessions(self, record: LogRecord) -> None:
-        """What `_remember` does, from the log alone."""
-        sessions = [self.sessions.mark(mark.client_id, mark.lowest, mark.lowest_anywhere, record.last_lsn) for mark in record.clients]
-        for lsn, entry in enumerate(record.entries, record.first_lsn):
-            if entry.client == NO_CLIENT or entry.key is not None:
-                continue
-            remembered = SessionRecord(entry.digest, entry.status, entry.result, lsn)
-            if entry.path:
-                sessions[entry.client].nested[entry.number, entry.path] = remembered
-            else:
-                sessions[entry.client].records[entry.number] = remembered
+                self._keys_running.pop((entry.address, turn.key), None)
+            turn.answer(entry.status, entry.result)
 
     def _collect_changes(self, record: LogRecord) -> None:
         """What the record's entries put into storage, the last value of each key (I11: a function of state and entries alone)."""
         unapplied, prefix = self._unapplied, self._prefix
         for entry in record.entries:
-            if type(entry) is tuple:
-                _, _, _, digest, address, status, result, changes, *rest = entry
-                key = rest[0] if rest else None
-            else:
-                digest, address, status, result, changes, key = entry.digest, entry.address, entry.status, entry.result, entry.changes, entry.key
-            if changes:
-                start = prefix + keys.state_key(address)
-                for suffix, value in changes:
+            if entry.changes:
+                start = prefix + keys.state_key(entry.address)
+                for suffix, value in entry.changes:
                     unapplied[start + suffix] = value
-            if key is not None:
-                self._collect_key(record, address, key, SessionRecord(digest, status, result, 0))
+            if entry.key is not None:
+                self._collect_key(record, entry.address, entry.key, SessionRecord(entry.digest, entry.status, entry.result, 0))
 
     def _collect_key(self, record: LogRecord, address: str, key: str, remembered: SessionRecord) -> None:
         """Keep the answer under its idempotency key, and let a few expired ones go, by the record's own time."""
@@ -650,7 +670,7 @@ class HostedPartition:
                 self._write_checkpoint(batch)
             for activation in self._dying:
                 if activation.last_lsn <= committed_lsn:
-                    self._commit.after_write(lambda a=activation: self._bury(a))
+                    self._commit.after_write(functools.partial(self._bury, activation))
             self._dying = [activation for activation in self._dying if activation.last_lsn > committed_lsn]
 
     def _write_checkpoint(self, batch: Batch) -> None:
@@ -704,6 +724,10 @@ class HostedPartition:
         for _, waiter in self._commit_waiters:
             if not waiter.done():
                 waiter.set_exception(HostUnavailableError(f"partition {self.id} is out of duty: {why}"))
+        for waiting in self._reentrant_waiting.values():
+            for turn in waiting:
+                turn.answer(STATUS_ERROR, refused)
+        self._reentrant_waiting.clear()
         self._in_flight.clear()
         self._gated.clear()
         self._commit_waiters.clear()
@@ -739,7 +763,12 @@ class HostedPartition:
 def _waits_for(innermost: Turn, call: Turn) -> bool:
     """Whether `innermost` is the turn, or an ancestor of the turn, that made `call`."""
     depth = len(innermost.path)
-    return innermost.client_id == call.client_id and innermost.number == call.number and call.path[:depth] == innermost.path and depth < len(call.path)
+    return (
+        innermost.client_id == call.client_id
+        and innermost.number == call.number
+        and call.path[:depth] == innermost.path
+        and depth < len(call.path)
+    )
 
 
 def wall_clock_ms() -> int:

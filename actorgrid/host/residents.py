@@ -55,10 +55,12 @@ class Residents:
                 activation.last_used_s = now_s
             elif activation.last_used_s < idle_before or self.bytes > self._bytes_max:
                 activation.partition.deactivate(activation)
-                if activation.dead:
-                    self.dropped_total += 1
-                    continue
+                self.dropped_total += self._is_gone(activation)
             ring.append(activation)
+
+    @staticmethod
+    def _is_gone(activation: Activation) -> bool:
+        return activation.dead
 
     @property
     def over_limit(self) -> bool:

@@ -27,6 +27,7 @@ from actorgrid.errors import (
     PayloadTooLargeError,
     ReentrancyError,
     SessionExpiredError,
+    StorageError,
     TransientError,
     to_wire,
 )
@@ -42,7 +43,14 @@ logger = logging.getLogger(__name__)
 TRACEBACK_CHARACTERS_MAX: Final = 8192
 
 #: Errors of calls that a turn made which say as much to its own caller. Others (a wrong argument, say) are the actor's failure.
-_PASSED_ON: Final = (ActorError, ReentrancyError, NonDeterministicTurnError, DeadlineExceededError, SessionExpiredError, PayloadTooLargeError)
+_PASSED_ON: Final = (
+    ActorError,
+    ReentrancyError,
+    NonDeterministicTurnError,
+    DeadlineExceededError,
+    SessionExpiredError,
+    PayloadTooLargeError,
+)
 
 
 class FirstStepTask:
@@ -58,28 +66,35 @@ class FirstStepTask:
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
         self._cancel_messages: list[Any] = []
+        self._started = False
         self._name = "turn"
 
     def become(self, task: asyncio.Task[None]) -> None:
         self._task = task
-        for message in self._cancel_messages:
-            task.cancel(message)
+
+    def start(self) -> None:
+        """The task runs. A task that is cancelled before it has run at all would not run, and the turn would never end."""
+        self._started = True
+        if self._task is not None:
+            for message in self._cancel_messages:
+                self._task.cancel(message)
 
     @property
     def used(self) -> bool:
+        """Somebody may hold on to it: the next turn gets another one."""
         return self._task is not None or bool(self._cancel_messages)
 
     def cancel(self, msg: Any = None) -> bool:
-        if self._task is not None:
+        if self._started and self._task is not None:
             return self._task.cancel(msg)
         self._cancel_messages.append(msg)
         return True
 
     def cancelling(self) -> int:
-        return self._task.cancelling() if self._task is not None else len(self._cancel_messages)
+        return self._task.cancelling() if self._started and self._task is not None else len(self._cancel_messages)
 
     def uncancel(self) -> int:
-        if self._task is not None:
+        if self._started and self._task is not None:
             return self._task.uncancel()
         if self._cancel_messages:
             self._cancel_messages.pop()
@@ -122,9 +137,12 @@ class Runner:
         self._settings = settings
         self._watchdog = watchdog
         self._stand_in = FirstStepTask(loop)
+        #: What every turn's context begins with: nothing that another turn has set.
+        self._context = contextvars.copy_context()
         #: Turns admitted and not over, and the bytes of their arguments: what the host's bounds are held against (I16).
         self.admitted = 0
         self.admitted_bytes = 0
+        self.uncommitted = 0  #: turns that are over and wait for their commit; they count for the same bound
         self.suspended: dict[Turn, int] = {}  #: turns that wait for something, with the time they began to (monotonic ns)
         self.turns_total = 0
         self.turns_failed = 0
@@ -139,30 +157,36 @@ class Runner:
         :raises OverloadedError: a bound is reached; nothing happened
         """
         settings = self._settings
-        if self.admitted >= settings.host_queue_max or self.admitted_bytes + turn.args_bytes > settings.host_queue_bytes_max:
-            raise OverloadedError(f"this host has {self.admitted} calls under way ({self.admitted_bytes} bytes), which is its limit", retry_after_s=0.02)
+        under_way = self.admitted + self.uncommitted
+        if under_way >= settings.host_queue_max or self.admitted_bytes + turn.args_bytes > settings.host_queue_bytes_max:
+            raise OverloadedError(
+                f"this host has {under_way} calls under way ({self.admitted_bytes} bytes), which is its limit", retry_after_s=0.02
+            )
         activation = turn.activation
         queue = activation.queue
         if queue is not None and len(queue) >= settings.actor_queue_max:
             raise OverloadedError(f"{len(queue)} calls wait for {show_address(activation.address)}, which is the limit", retry_after_s=0.02)
-        self.admitted += 1
-        self.admitted_bytes += turn.args_bytes
+        self.take(turn)
         if activation.running or queue is not None:
             activation.partition.enqueue(turn)
         else:
             self._run_all(turn)
 
-    def submit_reentrant(self, turn: Turn) -> None:
-        """Run `turn` inside the turn that waits for it (A -> B -> A). The caller has checked that it does."""
-        activation = turn.activation
+    def take(self, turn: Turn) -> None:
+        """`turn` is admitted: count it until it is over."""
         self.admitted += 1
         self.admitted_bytes += turn.args_bytes
+
+    def run_reentrant(self, turn: Turn) -> None:
+        """Run `turn`, which was taken, inside the turn that waits for it (A -> B -> A). The caller has checked that it does."""
+        activation = turn.activation
         try:
             turn.scope = ReentrantScope(activation.state, read=turn.method.read)
         except TypeError as error:
             self.refuse(turn, _as_actor_error(turn, error))
             return
-        self._step(turn)
+        if self._step(turn):
+            activation.partition.admit_waiting_reentrant(activation)
 
     def _run_all(self, turn: Turn) -> None:
         """Run `turn` and then what has queued up behind it, until one of them waits for something."""
@@ -217,10 +241,7 @@ class Runner:
         if activation.state.view is not None and turn.scope is None:
             activation.state.begin(activation.partition.applied_lsn, read=turn.method.read)
         watchdog, loop, stand_in = self._watchdog, self._loop, self._stand_in
-        context = contextvars.copy_context()
-        outer = asyncio.current_task(loop)
-        if outer is not None:
-            _leave_task(loop, outer)
+        context = self._context.copy()
         _enter_task(loop, stand_in)  # type: ignore[arg-type]
         watchdog.step += 1
         watchdog.current = turn
@@ -239,8 +260,6 @@ class Runner:
             return False
         finally:
             _leave_task(loop, stand_in)  # type: ignore[arg-type]
-            if outer is not None:
-                _enter_task(loop, outer)
             if stand_in.used:
                 self._stand_in = FirstStepTask(loop)
         if watchdog.struck is not None:
@@ -252,15 +271,16 @@ class Runner:
         self, turn: Turn, coroutine: Coroutine[Any, Any, Any], awaited: Any, context: contextvars.Context, stand_in: FirstStepTask
     ) -> None:
         self.suspended[turn] = time.monotonic_ns()
-        task = self._loop.create_task(self._go_on(turn, coroutine, awaited), context=context)
+        task = self._loop.create_task(self._go_on(turn, coroutine, awaited, stand_in), context=context)
         turn.task = task
         stand_in.become(task)
         delay_s = (turn.deadline_ns - time.monotonic_ns()) / 1e9
         turn.timer = self._loop.call_later(max(0.0, delay_s), self._expire, turn)
 
-    async def _go_on(self, turn: Turn, coroutine: Coroutine[Any, Any, Any], awaited: Any) -> None:
+    async def _go_on(self, turn: Turn, coroutine: Coroutine[Any, Any, Any], awaited: Any, stand_in: FirstStepTask) -> None:
         error: BaseException | None = None
         value = None
+        stand_in.start()
         try:
             value = await _Rest(self._watchdog, turn, coroutine, awaited)
         except BaseException as raised:  # noqa: BLE001 - as above; a cancellation of this task is a cancellation of the turn
@@ -273,10 +293,11 @@ class Runner:
             self._release(turn)
             return
         self._finish(turn, value, error)
-        if not activation.running:
-            self.resume_queue(activation)
-        else:
-            activation.partition.admit_waiting_reentrant(activation)
+        # Not from here: this task is the current one, and the next turn must find none.
+        if activation.partition.has_reentrant_waiting(activation):
+            self._loop.call_soon(activation.partition.admit_waiting_reentrant, activation)
+        elif activation.queue is not None and not activation.running:
+            self._loop.call_soon(self.resume_queue, activation)
 
     def _expire(self, turn: Turn) -> None:
         """The caller's deadline has passed and the turn still waits: cancel it, so that the actor is free again."""
@@ -285,14 +306,21 @@ class Runner:
         if not turn.expired:
             turn.expired = True
             self.turns_cancelled += 1
-            logger.warning("turn cancelled at its deadline method=%s actor=%s", turn.method.qualified_name, show_address(turn.activation.address))
+            logger.warning(
+                "turn cancelled at its deadline method=%s actor=%s", turn.method.qualified_name, show_address(turn.activation.address)
+            )
             turn.task.cancel()
             turn.timer = self._loop.call_later(self._settings.turn_cancel_grace_s, self._expire, turn)
             return
         # It swallowed the cancellation. Its object can no longer be trusted: leave it to itself, and begin anew from what is stored.
         self.turns_abandoned += 1
-        logger.error("turn abandoned, it ignores cancellation method=%s actor=%s", turn.method.qualified_name, show_address(turn.activation.address))
-        self._discard(turn, DeadlineExceededError(f"{turn.method.qualified_name} ran past its deadline and did not stop; what it changed was thrown away"))
+        logger.error(
+            "turn abandoned, it ignores cancellation method=%s actor=%s", turn.method.qualified_name, show_address(turn.activation.address)
+        )
+        self._discard(
+            turn,
+            DeadlineExceededError(f"{turn.method.qualified_name} ran past its deadline and did not stop; what it changed was thrown away"),
+        )
 
     def _discard(self, turn: Turn, error: ActorGridError) -> None:
         """Throw the activation away with the state that `turn` may still hold on to."""
@@ -314,6 +342,10 @@ class Runner:
             # A thread it started may still be at work on the object, so the object goes too (`@grid.blocking`).
             text = "was cancelled at its deadline" if turn.expired else "was cancelled"
             self._discard(turn, DeadlineExceededError(f"{turn.method.qualified_name} {text}; nothing it changed was kept"))
+            return
+        if isinstance(error, StorageError):
+            self._release(turn)
+            activation.partition.store_failed(error)
             return
         method, state, scope = turn.method, activation.state, turn.scope
         changes = None
@@ -337,27 +369,28 @@ class Runner:
             self.turns_failed += 1
             status = STATUS_ERROR
             (state if scope is None else scope).rollback()
-            if isinstance(error, TransientError | DeadlineExceededError) and not method.read and turn.calls_made == 0:
-                # Nothing happened, and trying again may help: not worth remembering as this request's answer.
-                self._end(turn)
-                activation.partition.forget_running(turn)
-                turn.answer(STATUS_ERROR, error_payload(error))
-                return
             payload = error_payload(_as_wire_error(turn, error))
         if scope is not None:
             scope.close()
         self._end(turn)
+        partition = activation.partition
         if method.read:
-            activation.partition.answer_read(turn, status, payload)
+            partition.answer_read(turn, status, payload)
+        elif isinstance(error, TransientError) and turn.client_id and turn.calls_made == 0:
+            # The actor asks its caller to come again, and nothing happened: not to be remembered as this request's answer.
+            partition.forget_running(turn)
+            turn.answer(STATUS_ERROR, error_payload(error))
         else:
-            activation.partition.log(turn, status, payload, changes)
-        if activation.state.view is not None and scope is None:
-            activation.state.end()
+            partition.log(turn, status, payload, changes)
+        if scope is None and state.view is not None:
+            state.end()
 
     def _end(self, turn: Turn) -> None:
         self._release(turn)
         activation = turn.activation
-        activation.running = activation.running[:-1] if activation.running[-1] is turn else tuple(t for t in activation.running if t is not turn)
+        activation.running = (
+            activation.running[:-1] if activation.running[-1] is turn else tuple(t for t in activation.running if t is not turn)
+        )
 
     def _release(self, turn: Turn) -> None:
         if not turn.over:
@@ -370,7 +403,11 @@ class Runner:
         now_ns = time.monotonic_ns()
         limit_ns = int(self._settings.turn_stuck_report_s * 1e9)
         return [
-            {"method": turn.method.qualified_name, "actor": show_address(turn.activation.address), "waiting_s": round((now_ns - since) / 1e9, 1)}
+            {
+                "method": turn.method.qualified_name,
+                "actor": show_address(turn.activation.address),
+                "waiting_s": round((now_ns - since) / 1e9, 1),
+            }
             for turn, since in self.suspended.items()
             if now_ns - since > limit_ns
         ]

@@ -14,7 +14,16 @@ from typing import Any, Protocol, cast
 
 import msgspec
 
-from actorgrid.errors import AccessDeniedError, ActorGridError, HostUnavailableError, NotPrimaryError, OverloadedError, ProtocolError, RequestError, to_wire
+from actorgrid.errors import (
+    AccessDeniedError,
+    ActorGridError,
+    HostUnavailableError,
+    NotPrimaryError,
+    OverloadedError,
+    ProtocolError,
+    RequestError,
+    to_wire,
+)
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.runner import error_payload
 from actorgrid.settings import WireSettings
@@ -192,7 +201,9 @@ class HostConnection(asyncio.Protocol):
         if known:
             return HostUnavailableError(f"partition {partition} does not serve at the moment", retry_after_s=0.05)
         primary = self._service.primary_of(partition)
-        return NotPrimaryError(f"partition {partition} is not here; its primary is {primary or 'unknown'}", partition=partition, primary=primary)
+        return NotPrimaryError(
+            f"partition {partition} is not here; its primary is {primary or 'unknown'}", partition=partition, primary=primary
+        )
 
     def _administer(self, correlation: int, verb: str, arguments: dict[str, Any]) -> None:
         try:

@@ -31,8 +31,12 @@ class Outgoing(Protocol):
     """What leaves a turn: calls to other actors, and offloaded work. Implemented by `actorgrid.host.outgoing`."""
 
     def proxy(self, turn: Turn, actor: type[T], actor_id: str) -> T: ...
-    def call(self, turn: Turn, function: Callable[..., Any], actor_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]: ...
-    async def offload(self, turn: Turn, function: Callable[..., Any], args: tuple[Any, ...], cpus: float, memory_bytes: int | None) -> Any: ...
+    def call(
+        self, turn: Turn, function: Callable[..., Any], actor_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Awaitable[Any]: ...
+    async def offload(
+        self, turn: Turn, function: Callable[..., Any], args: tuple[Any, ...], cpus: float, memory_bytes: int | None
+    ) -> Any: ...
 
 
 class Turn(TurnContext):
@@ -155,4 +159,5 @@ class Turn(TurnContext):
         return result
 
     def __repr__(self) -> str:
-        return f"<turn {self.method.qualified_name} of {self.activation.address!r} request {self.client_id.hex()[:8]}/{self.number}{self.path or ''}>"
+        request = f"{self.client_id.hex()[:8]}/{self.number}{self.path or ''}"
+        return f"<turn {self.method.qualified_name} of {self.activation.address!r} request {request}>"

@@ -1,0 +1,1 @@
+"""The pure core: one replica of one partition, its log entries and its sessions."""

@@ -26,6 +26,7 @@ NO_CLIENT: Final = -1
 CHECKSUM_BYTES: Final = 8
 
 Change = tuple[bytes, bytes | None]
+NO_CHANGES: Final[list[Change]] = []
 
 
 class Entry(Struct, array_like=True, gc=False):
@@ -47,7 +48,7 @@ class Entry(Struct, array_like=True, gc=False):
 
 
 class ClientMark(Struct, array_like=True, gc=False):
-    """How far a client is: it has the answers of all calls to this partition below ``lowest``, of all its calls below ``lowest_anywhere``."""
+    """How far a client is: it has all answers from this partition below ``lowest``, from anywhere below ``lowest_anywhere``."""
 
     client_id: bytes
     lowest: int

@@ -185,7 +185,9 @@ class Replica:
         return [AppendLog(self.epoch, first, count)]
 
     def _advance(self, last_lsn: Lsn) -> list[Effect]:
-        self._require(self.synced_lsn <= last_lsn <= self.last_lsn, "I2", f"synced {last_lsn}, had {self.synced_lsn}, appended {self.last_lsn}")
+        self._require(
+            self.synced_lsn <= last_lsn <= self.last_lsn, "I2", f"synced {last_lsn}, had {self.synced_lsn}, appended {self.last_lsn}"
+        )
         if self.role is not Role.PRIMARY:
             return []
         self.synced_lsn = last_lsn

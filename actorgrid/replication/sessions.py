@@ -7,7 +7,8 @@ knowledge and is kept beside the records in ``running``; the host puts its turns
 Sessions leave by a rule without clocks: when more than ``sessions_max`` clients are remembered, the one whose last entry is oldest
 is forgotten, and the highest such position is kept as ``evicted_lsn``. A client that is not remembered may have been forgotten.
 Its request says from which position on it can have been executed (``since_lsn``): nothing forgotten lies there unless
-``since_lsn < evicted_lsn``, and then the request is refused rather than run a second time.
+``since_lsn < evicted_lsn``, and then the request is refused rather than run a second time. A session that begins anew keeps the
+``evicted_lsn`` of that moment as its ``floor_lsn``: what its client may have sent in a life before that is refused for good.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
+
+from actorgrid.replication.entry import NO_CLIENT, ClientMark, LogRecord
 
 RecordKey = int | tuple[int, tuple[int, ...]]
 """Number of a client's own call, or (number, path) of a nested one."""
@@ -33,18 +36,26 @@ class SessionRecord(Struct, array_like=True, gc=False):
 
 
 class Decision(enum.Enum):
-    """What to do with a request that has no record."""
+    """What to do with a request that has no record.
+
+    ``STALE``: its client said it had the answer. ``FORGOTTEN``: it may have been executed under a session that is no more.
+    """
 
     NEW = enum.auto()
     STALE = enum.auto()
+    FORGOTTEN = enum.auto()
 
 
 class Session:
     """What is remembered of one client in one partition."""
 
-    __slots__ = ("heard", "heard_anywhere", "last_lsn", "lowest", "lowest_anywhere", "nested", "records", "running")
+    __slots__ = ("floor_lsn", "heard", "heard_anywhere", "last_lsn", "lowest", "lowest_anywhere", "nested", "order", "records", "running")
 
-    def __init__(self) -> None:
+    def __init__(self, floor_lsn: int = 0) -> None:
+        #: Nothing of this client that was executed up to here is remembered, so a request from before is not executed.
+        self.floor_lsn = floor_lsn
+        #: Counts the table's marks: sessions are forgotten in this order, also after a restart.
+        self.order = 0
         self.lowest = 0
         self.lowest_anywhere = 0
         self.records: dict[int, SessionRecord] = {}
@@ -59,11 +70,13 @@ class Session:
     def find(self, key: RecordKey) -> SessionRecord | None:
         return self.records.get(key) if type(key) is int else self.nested.get(key)  # type: ignore[arg-type]
 
-    def decide(self, key: RecordKey, lowest: int, lowest_anywhere: int) -> Decision:
+    def decide(self, key: RecordKey, lowest: int, lowest_anywhere: int, since_lsn: int) -> Decision:
         """Whether a request without record and not running may be executed.
 
         The client's own word counts as soon as it is heard: what it said to be answered is never run again.
         """
+        if since_lsn < self.floor_lsn:
+            return Decision.FORGOTTEN
         if lowest > self.heard:
             self.heard = lowest
         if lowest_anywhere > self.heard_anywhere:
@@ -78,6 +91,8 @@ class Session:
 
 
 class _SessionImage(Struct, array_like=True):
+    order: int
+    floor_lsn: int
     lowest: int
     lowest_anywhere: int
     last_lsn: int
@@ -98,6 +113,7 @@ class SessionTable:
     def __init__(self, sessions_max: int) -> None:
         self.sessions_max = sessions_max
         self.evicted_lsn = 0
+        self._marks = 0
         self._sessions: dict[bytes, Session] = {}
         #: Clients that are only running something, with no entry yet: not part of the replicated state.
         self._unlogged: dict[bytes, Session] = {}
@@ -122,16 +138,36 @@ class SessionTable:
                 return None
             if len(self._unlogged) > self.sessions_max:
                 self._unlogged = {c: s for c, s in self._unlogged.items() if s.running}
-            session = self._unlogged[client_id] = Session()
+            session = self._unlogged[client_id] = Session(self.evicted_lsn)
         return session
 
     # -- applying entries: a function of (table, entry) alone
 
-    def mark(self, client_id: bytes, lowest: int, lowest_anywhere: int, lsn: int) -> Session:
-        """A record with an entry of `client_id` is applied at `lsn`: note how far the client is, and free what it has answers to."""
+    def apply(self, record: LogRecord) -> list[Session]:
+        """Apply a committed record: remember the answers of its entries.
+
+        :return: the sessions of ``record.clients``, in that order
+        """
+        sessions = [self._mark(mark, record.last_lsn) for mark in record.clients]
+        lsn = record.first_lsn
+        for entry in record.entries:
+            if entry.client != NO_CLIENT and entry.key is None:
+                session = sessions[entry.client]
+                remembered = SessionRecord(entry.digest, entry.status, entry.result, lsn)
+                if entry.path:
+                    session.nested[entry.number, entry.path] = remembered
+                else:
+                    session.records[entry.number] = remembered
+            lsn += 1
+        return sessions
+
+    def _mark(self, mark: ClientMark, lsn: int) -> Session:
+        """The client has an entry at or before `lsn`: note how far it is, and free what it has answers to."""
+        client_id, lowest, lowest_anywhere = mark.client_id, mark.lowest, mark.lowest_anywhere
         session = self._sessions.get(client_id)
         if session is None:
             session = self._unlogged.pop(client_id, None) or Session()
+            session.floor_lsn = self.evicted_lsn  # not that of `open`: a function of the log alone
             self._sessions[client_id] = session
             self._forgotten.pop(client_id, None)
         else:
@@ -139,6 +175,8 @@ class SessionTable:
             del self._sessions[client_id]
             self._sessions[client_id] = session
         session.last_lsn = lsn
+        self._marks += 1
+        session.order = self._marks
         if lowest > session.lowest:
             session.lowest = lowest
         if lowest_anywhere > session.lowest_anywhere:
@@ -155,6 +193,11 @@ class SessionTable:
         self.evicted_lsn = max(self.evicted_lsn, session.last_lsn)
         self._changed.pop(oldest, None)
         self._forgotten[oldest] = None
+        if session.running:
+            # What is being executed is still known here, and must be found by its retries.
+            remnant = Session(self.evicted_lsn)
+            remnant.heard, remnant.heard_anywhere, remnant.running = session.heard, session.heard_anywhere, session.running
+            self._unlogged[oldest] = remnant
 
     # -- durable form: the log from the last checkpoint on, and one image per client
 
@@ -169,7 +212,8 @@ class SessionTable:
     def load_image(self, client_id: bytes, image: bytes) -> None:
         """Take one image of a checkpoint; when all are in, call `loaded`."""
         decoded = _decode_image(image)
-        session = Session()
+        session = Session(decoded.floor_lsn)
+        session.order = decoded.order
         session.lowest, session.lowest_anywhere, session.last_lsn = decoded.lowest, decoded.lowest_anywhere, decoded.last_lsn
         session.records = dict(decoded.records)
         session.nested = {(number, path): record for number, path, record in decoded.nested}
@@ -178,7 +222,8 @@ class SessionTable:
     def loaded(self, evicted_lsn: int) -> None:
         """All images are in: restore the order in which sessions are forgotten."""
         self.evicted_lsn = evicted_lsn
-        self._sessions = dict(sorted(self._sessions.items(), key=lambda item: item[1].last_lsn))
+        self._sessions = dict(sorted(self._sessions.items(), key=lambda item: item[1].order))
+        self._marks = max((session.order for session in self._sessions.values()), default=0)
 
 
 def _free_below(session: Session, lowest: int, lowest_anywhere: int) -> None:
@@ -201,6 +246,8 @@ def _free_below(session: Session, lowest: int, lowest_anywhere: int) -> None:
 def _image_of(session: Session) -> bytes:
     return _encode(
         _SessionImage(
+            session.order,
+            session.floor_lsn,
             session.lowest,
             session.lowest_anywhere,
             session.last_lsn,

@@ -1,0 +1,1 @@
+"""RocksDB behind a small interface."""

@@ -24,6 +24,8 @@ META_SESSIONS: Final = META + b"sessions"
 
 #: Belongs to no partition: whose data this is.
 IDENTITY_KEY: Final = b"\xff" * PREFIX_BYTES + b"identity"
+#: How often this store was opened for duty: the host's incarnation.
+INCARNATION_KEY: Final = b"\xff" * PREFIX_BYTES + b"incarnation"
 
 
 def replica_prefix(partition: int, incarnation: int) -> bytes:

@@ -37,6 +37,7 @@ class StoreIdentity(msgspec.Struct, frozen=True):
     cluster_id: str
     host: str
     partition_count: int
+    hosts: tuple[str, ...] = ()  #: of the grid, in order: they decide which partitions are here
     format_version: int = FORMAT_VERSION
 
 
@@ -112,11 +113,21 @@ class Store:
                 ("cluster_id", "data of grid"),
                 ("host", "data of host"),
                 ("partition_count", "a grid with the partition count"),
+                ("hosts", "a grid of the hosts"),
             )
             if getattr(found, name) != getattr(identity, name)
         ]
         if problems:
             raise SettingsError(*problems)
+
+    def next_incarnation(self) -> int:
+        """1 in the first life of this store, one more in each; durable with the next sync."""
+        stored = self.get(keys.INCARNATION_KEY)
+        incarnation = int.from_bytes(stored, "big") + 1 if stored is not None else 1
+        batch = self.batch()
+        batch.put(keys.INCARNATION_KEY, incarnation.to_bytes(8, "big"))
+        self.write(batch)
+        return incarnation
 
     # -- reading
 

@@ -1,0 +1,1 @@
+"""The wire format: messages, frames, the rules of the handshake. No sockets."""

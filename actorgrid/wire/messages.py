@@ -118,6 +118,8 @@ class CallGroup(Struct, array_like=True, gc=False):
 
 
 class Calls(Struct, array_like=True, tag=KIND_CALLS, gc=False):
+    """All calls of one tick to one host."""
+
     groups: list[CallGroup]
 
 
@@ -130,16 +132,22 @@ class Reply(Struct, array_like=True, gc=False):
 
 
 class ErrorPayload(Struct, array_like=True):
+    """An error: class name, message, attributes; see `actorgrid.errors`."""
+
     error: Name
     message: str
     details: dict[str, Any] = {}
 
 
 class Replies(Struct, array_like=True, tag=KIND_REPLIES, gc=False):
+    """All answers of one tick to one peer."""
+
     replies: list[Reply]
 
 
 class GetMap(Struct, array_like=True, tag=KIND_GET_MAP):
+    """Asks for the map; answered by `MapMessage`."""
+
     known_version: Counter
 
 
@@ -152,16 +160,22 @@ class Admin(Struct, array_like=True, tag=KIND_ADMIN):
 
 
 class AdminReply(Struct, array_like=True, tag=KIND_ADMIN_REPLY):
+    """Answer to `Admin`: status and payload as in `Reply`."""
+
     correlation: Counter
     status: int
     payload: Raw
 
 
 class Ping(Struct, array_like=True, tag=KIND_PING):
+    """Are you there? Answered by `Pong` with the same token."""
+
     token: Counter
 
 
 class Pong(Struct, array_like=True, tag=KIND_PONG):
+    """Yes."""
+
     token: Counter
 
 

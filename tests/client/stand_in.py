@@ -36,6 +36,10 @@ CLUSTER_ID = "grid-of-the-test"
 FRAME_BYTES_MAX = 16 << 20
 
 
+#: Hosts that `run` stops at the end of a test.
+_started: list[StandInHost] = []
+
+
 class Received(NamedTuple):
     """A call as it arrived: the group's header, the call, and the connection that it came by."""
 
@@ -139,6 +143,7 @@ class StandInHost:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: HostConnection(self), "127.0.0.1", self.port, reuse_address=True)
         self.port = self._server.sockets[0].getsockname()[1]
+        _started.append(self)
         return self
 
     async def stop(self) -> None:
@@ -210,7 +215,9 @@ class _Silence:
 SILENCE = _Silence()
 
 
-def make_map(hosts: list[StandInHost], *, version: int = 1, partitions: int = 8, primary: int | None = 0, cluster_id: str = CLUSTER_ID) -> MapMessage:
+def make_map(
+    hosts: list[StandInHost], *, version: int = 1, partitions: int = 8, primary: int | None = 0, cluster_id: str = CLUSTER_ID
+) -> MapMessage:
     """A map of `hosts`; `primary` is the index of the host that has all partitions, None to deal them out in turn."""
     primaries = [i % len(hosts) if primary is None else primary for i in range(partitions)]
     return MapMessage(version, cluster_id, [host.info for host in hosts], primaries)
@@ -222,8 +229,12 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], timeout_s: float = 20.0) 
     async def guarded() -> None:
         problems: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
-        async with asyncio.timeout(timeout_s):
-            await main()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await main()
+        finally:
+            while _started:
+                await _started.pop().stop()
         await asyncio.sleep(0)
         gc.collect()
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

@@ -1,0 +1,74 @@
+"""``python -m actorgrid.host CONFIG.json``: one host as a plain process, without Ray.
+
+For tests, benchmarks, and supervisors of one's own. The configuration is `HostConfig` as JSON. Prints ``serving ADDRESS:PORT`` when it
+serves; stops gracefully on SIGTERM and SIGINT; exits with 1 when its store fails, 2 when it was told something wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from actorgrid.errors import SettingsError, StorageError
+from actorgrid.host.host import Host, HostConfig
+
+
+def _decode_path(kind: type, value: object) -> Path:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"{kind} is not expected here")
+
+
+async def _serve(config: HostConfig) -> int:
+    host = Host(config)
+    try:
+        await host.start()
+    except SettingsError as error:
+        print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201 - this is a program
+        return 2
+    except StorageError as error:
+        print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    print(f"serving {config.address}:{host.port}", flush=True)  # noqa: T201
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    failure = loop.create_task(host.run_until_failed())
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait([failure, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if failure.done():
+        print(f"out of duty: {failure.result()}", file=sys.stderr)  # noqa: T201
+        await host.stop()
+        return 1
+    failure.cancel()
+    await host.stop()
+    return 0
+
+
+def main() -> None:
+    """Entry point."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if len(sys.argv) != 2:
+        print("usage: python -m actorgrid.host CONFIG.json", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    try:
+        config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=HostConfig, dec_hook=_decode_path)
+    except (OSError, msgspec.MsgspecError) as error:
+        print(f"{sys.argv[1]}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except SettingsError as error:
+        print(f"{sys.argv[1]}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    sys.exit(uvloop.run(_serve(config)))
+
+
+if __name__ == "__main__":
+    main()

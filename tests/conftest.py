@@ -1,0 +1,28 @@
+"""Options and marks of the whole suite."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="seed of randomised tests; default: a new one, printed when a test fails")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--seed") is None:
+        config.option.seed = secrets.randbelow(1 << 32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed of randomised tests: {config.getoption('--seed')} (repeat with --seed=N)"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed and call.when == "call":
+        report.sections.append(("repeat with", f"pytest '{item.nodeid}' --seed={item.config.getoption('--seed')}"))
