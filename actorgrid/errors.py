@@ -266,7 +266,9 @@ _BY_NAME = _tree(ActorGridError)
 def to_wire(error: ActorGridError) -> tuple[str, str, dict[str, Any]]:
     """(class name, message, details) of `error`, all of it encodable as MessagePack."""
     message = str(error.args[0]) if error.args else ""
-    return type(error).__name__, message, {name: getattr(error, name) for name in type(error).wire_details}
+    # A subclass that an application made of one of ours travels as ours.
+    known = next(cls for cls in type(error).__mro__ if _BY_NAME.get(cls.__name__) is cls)
+    return known.__name__, message, {name: getattr(error, name) for name in type(error).wire_details}
 
 
 def from_wire(name: str, message: str, details: dict[str, Any]) -> ActorGridError:

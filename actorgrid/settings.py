@@ -114,4 +114,3 @@ class HostSettings(Checked):
         86_400.0, low=1, high=86_400 * 365, why="design section 8: results of idempotency keys are kept 24 h"
     )
     connections_max: int = setting(10_000, low=4, high=1_000_000, why="sockets of clients and hosts")
-    storage_retry_s: float = setting(1.0, low=0.01, high=60, why="how often a host whose disk is full tries to open its store again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 
 import pytest
 
@@ -26,3 +27,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
     report = outcome.get_result()
     if report.failed and call.when == "call":
         report.sections.append(("repeat with", f"pytest '{item.nodeid}' --seed={item.config.getoption('--seed')}"))
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port nobody listens on, outside the range from which the kernel gives ports to outgoing connections."""
+    for port in secrets.SystemRandom().sample(range(20_000, 32_000), 200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError("200 ports in a row are in use")

@@ -291,6 +291,10 @@ class ActorState:
         Mutable fields larger than `READ_CHECK_BYTES_MAX` in all are left to the next write turn.
         """
         shape = self.shape
+        if len(self.values) != shape.exact_size:
+            undeclared = [name for name in self.values if name not in shape.declared and not name.startswith("_")]
+            if undeclared:
+                return f"{undeclared[0]} (an attribute that is not declared)"
         try:
             if self.encode_record() != self.record:
                 loaded = shape.load_record(self.record)
@@ -327,13 +331,18 @@ class ActorState:
         loaded = shape.load_record(self.record)
         for name in shape.plain_names:
             values[name] = getattr(loaded, name)
-        for (name, _, decode, _), before in zip(shape.containers, self.containers, strict=True):
+        for index, (name, _, decode, _) in enumerate(shape.containers):
+            before = self.containers[index]
             try:
                 unchanged = name in values and encode(values[name]) == before
             except ENCODING_ERRORS:
                 unchanged = False
             if not unchanged:
-                values[name] = decode(before)
+                value = decode(before)
+                values[name] = value
+                # A set that is made anew may have another order than the one it was encoded from: compare with this one from now on.
+                self.containers[index] = encode(value)
+        self.record = self.encode_record()
         if self.view is not None:
             self.view.rollback()
             for (name, _), collection in zip(shape.collections, self.collections, strict=True):

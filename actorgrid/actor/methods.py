@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from actorgrid.actor.types import find_unstorable
+from actorgrid.actor.types import find_unstorable, holds_sets
 from actorgrid.errors import InvalidArgumentError
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -33,6 +33,7 @@ class Method:
 
     __slots__ = (
         "_decoders",
+        "_holds_sets",
         "_keyword_only",
         "_parameter_types",
         "_required",
@@ -68,7 +69,9 @@ class Method:
         self._signature = signature.replace(parameters=parameters)
         self.parameters = tuple(p.name for p in parameters)
         self._parameter_types = tuple(hints.get(p.name, Any) for p in parameters)
-        self._required = sum(p.default is p.empty for p in parameters)
+        self._holds_sets = any(find_unstorable(each) is None and holds_sets(each) for each in self._parameter_types)
+        # One after the last that has no default: keyword-only parameters may come in any order.
+        self._required = max((position for position, p in enumerate(parameters, 1) if p.default is p.empty), default=0)
         self._keyword_only = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         self.function = _by_position(function, len(parameters) - len(self._keyword_only), self._keyword_only)
         self._decoders: dict[int, Callable[[Any], tuple[Any, ...]]] = {}
@@ -95,7 +98,7 @@ class Method:
         if kwargs or self._keyword_only or not self._required <= len(args) <= len(self.parameters):
             args = self._bind(args, kwargs)
         try:
-            return _encode(args)
+            return _encode(_in_order(args) if self._holds_sets else args)
         except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as error:
             raise self._unencodable(args, error) from None
 
@@ -135,7 +138,7 @@ class Method:
         """
         try:
             return self.decode_full(raw)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        except Exception as error:  # noqa: BLE001 - the application's own types may raise anything when they are decoded
             return self._decode_partial(raw, error)
 
     def _decode_partial(self, raw: Any, error: Exception) -> tuple[Any, ...]:
@@ -146,12 +149,13 @@ class Method:
         if self._required <= len(given) < len(self.parameters):
             try:
                 return self._decoder(len(given))(raw)
-            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as partial:
+            except Exception as partial:  # noqa: BLE001 - as above
                 error = partial
         elif len(given) != len(self.parameters):
             expected = str(self._required) if self._required == len(self.parameters) else f"{self._required} to {len(self.parameters)}"
             raise InvalidArgumentError(f"{self.qualified_name}{self._signature}: expected {expected} arguments, got {len(given)}")
-        raise InvalidArgumentError(f"{self.qualified_name}: {self._name_parameter(str(error))}")
+        message = str(error) if isinstance(error, msgspec.MsgspecError) else f"{type(error).__name__}: {error!s:.500}"
+        raise InvalidArgumentError(f"{self.qualified_name}: {self._name_parameter(message)}")
 
     def _name_parameter(self, message: str) -> str:
         found = _ARGUMENT_PATH.search(message)
@@ -173,6 +177,20 @@ class Method:
             why = str(error).replace("`", "") if isinstance(error, msgspec.MsgspecError) else _why_unencodable(value, error)
             raise TypeError(f"result of {self.qualified_name}: {why[0].lower()}{why[1:]}") from None
         return encoded
+
+
+def _in_order(value: Any) -> Any:
+    """`value` with its sets as lists in an order that does not hang on the hash seed.
+
+    A request is known by the bytes of its arguments, and a turn that is executed again in another process must repeat them.
+    """
+    if isinstance(value, set | frozenset):
+        return sorted(map(_in_order, value), key=_encode)
+    if isinstance(value, list | tuple):
+        return [_in_order(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _in_order(item) for key, item in value.items()}
+    return value
 
 
 def _why_unencodable(value: Any, error: Exception) -> str:

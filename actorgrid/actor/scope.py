@@ -19,13 +19,14 @@ class ReentrantScope:
     :raises TypeError: the waiting turn has put something into a field that cannot be stored
     """
 
-    __slots__ = ("_containers", "_outer_writable", "_record", "_state")
+    __slots__ = ("_containers", "_outer_writable", "_record", "_state", "took_entries")
 
     def __init__(self, state: ActorState, *, read: bool) -> None:
         self._state = state
         self._record, self._containers = self._encoded()
         view = state.view
         self._outer_writable = False
+        self.took_entries = False  #: `changes` took those of collections, so that `logged` of the view comes next
         if view is not None:
             self._outer_writable = view.writable
             if view.writable:
@@ -71,6 +72,7 @@ class ReentrantScope:
             for collection in state.collections:
                 collection.flush()
             changes += view.take_changes()
+            self.took_entries = True
         state.record = merged
         for index in changed:
             state.containers[index] = containers[index]

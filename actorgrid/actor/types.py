@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect
 
-__all__ = ["ATOMS", "ValueCodec", "accepted_classes", "find_unstorable", "is_immutable", "show_type"]
+__all__ = ["ATOMS", "ValueCodec", "accepted_classes", "find_unstorable", "holds_sets", "is_immutable", "show_type"]
 
 _IMMUTABLE_LEAVES = (
     inspect.NoneType,
@@ -161,6 +161,22 @@ def _parts(info: inspect.Type) -> Iterator[tuple[str, inspect.Type]]:
                 yield f"{info.cls.__qualname__}.{field.name}", field.type
         case _:
             pass
+
+
+def holds_sets(annotation: Any) -> bool:
+    """Whether a value of this type can have a set in it. False for what only looks like Any: nobody knows."""
+    return _holds_sets(inspect.type_info(annotation), frozenset())
+
+
+def _holds_sets(info: inspect.Type, inside: frozenset[type]) -> bool:
+    if isinstance(info, inspect.SetType | inspect.FrozenSetType):
+        return True
+    record = getattr(info, "cls", None)
+    if record is not None:
+        if record in inside:
+            return False
+        inside |= {record}
+    return any(_holds_sets(part, inside) for _, part in _parts(info))
 
 
 def accepted_classes(annotation: Any) -> tuple[type, ...] | None:

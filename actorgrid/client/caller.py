@@ -55,6 +55,7 @@ from actorgrid.wire.messages import (
     Hello,
     MapMessage,
     Reply,
+    Welcome,
     encode,
 )
 
@@ -115,6 +116,7 @@ class Caller:
         self._finder = MapFinder(settings, rng)
         self._links: dict[tuple[str, int], Link] = {}
         self._lanes: dict[int, Lane] = {}
+        self._positions: dict[int, int] = {}  # newest log position of each partition that a host told us
         self._homeless: dict[Lane, None] = {}  # lanes with calls to send whose partition has no primary, or one that is leaving
         self._last_number = 0
         self._pending: dict[int, PendingCall] = {}
@@ -226,6 +228,7 @@ class Caller:
         lane = self._lanes.get(partition)
         if lane is None:
             lane = self._lanes[partition] = Lane(partition, self)
+            lane.since_lsn = self._positions.get(partition, 0)
             self._route(lane)
         return lane
 
@@ -335,7 +338,6 @@ class Caller:
         path: tuple[int, ...],
         chain: tuple[str, ...],
         again: bool,
-        since_lsn: int,
         lowest_anywhere: int,
         timeout_s: float,
     ) -> PendingCall:
@@ -356,7 +358,7 @@ class Caller:
         call.args = args
         call.connection = None
         call.decode = _leave_encoded
-        call.origin = Origin(client_id, number, path, chain, again, since_lsn, lowest_anywhere)
+        call.origin = Origin(client_id, number, path, chain, again, lowest_anywhere)
         call.timeout_s = timeout_s = check_timeout_s(timeout_s)
         call.encoded = encode_first(call, _milliseconds(timeout_s))
         if len(call.encoded) > self._call_bytes_max:
@@ -529,14 +531,18 @@ class Caller:
             return False
         return self._map is None or any(lane.link is link and lane.is_waiting() for lane in self._lanes.values())
 
-    def on_link_up(self, link: Link, message: MapMessage) -> None:
+    def on_link_up(self, link: Link, welcome: Welcome) -> None:
         """A connection stands."""
         assert link.connection is not None
         try:
-            self._finder.on_answer(self._loop.time(), is_newer=self.set_map(message))
+            self._finder.on_answer(self._loop.time(), is_newer=self.set_map(welcome.map))
         except ProtocolError as error:
             link.connection.close(error)
             return
+        for partition, lsn in welcome.positions.items():
+            self._positions[partition] = max(lsn, self._positions.get(partition, 0))
+            if (lane := self._lanes.get(partition)) is not None:
+                lane.since_lsn = max(lsn, lane.since_lsn)
         self._call_bytes_max = link.connection.frame_bytes_max - 2 * GROUP_BYTES_MAX
         self.on_link_writable(link)
 

@@ -19,7 +19,7 @@ from actorgrid.client.map import PartitionMap
 from actorgrid.client.pending import PendingCall
 from actorgrid.client.proxy import Proxy, make_proxy_class
 from actorgrid.client.seeds import parse_seeds
-from actorgrid.errors import ActorGridError, InvalidArgumentError
+from actorgrid.errors import ActorGridError, InvalidArgumentError, OverloadedError
 from actorgrid.ids import ClientId, make_address, new_client_id
 from actorgrid.settings import ClientSettings, WireSettings
 
@@ -158,24 +158,55 @@ class Client:
     ) -> list[Any]:
         """Call one method of many actors: ``await client.map(Account.deposit, [("alice", 5), ("bob", 7)])``.
 
-        All calls go out together, in one frame for each host as far as a frame holds them.
+        All calls go out together, in one frame for each host as far as a frame holds them; of more calls than the client may have
+        in flight, the rest follows as answers come in. A malformed item is found before anything is sent.
 
         :param items: the actor's id and the arguments of each call
         :param return_errors: put errors in the list instead of raising the first one in order
         :returns: results in the order of `items`, when every call is done
-        :raises InvalidArgumentError: the view has an idempotency key, which is for one call
+        :raises InvalidArgumentError: an item is malformed (nothing was sent), or the view has an idempotency key, which is for one call
         """
         if self._options.key is not None:
             raise InvalidArgumentError("map makes many calls, and an idempotency key is for one: use call")
         actor_type, remote = method_of(method)
-        calls: list[PendingCall | ActorGridError] = []
+        prepared: list[tuple[str, bytes] | ActorGridError] = []
         for item in items:
             try:
                 actor_id, args = _split_item(item)
-                calls.append(self._submit(make_address(actor_type.name, actor_id), remote, remote.encode_args(args, {})))
+                prepared.append((make_address(actor_type.name, actor_id), remote.encode_args(args, {})))
             except ActorGridError as error:
-                calls.append(error)
+                if not return_errors:
+                    raise
+                prepared.append(error)
+        calls: list[PendingCall | ActorGridError] = []
+        try:
+            for each in prepared:
+                try:
+                    calls.append(each if isinstance(each, ActorGridError) else self._submit(each[0], remote, each[1]))
+                except OverloadedError:
+                    assert not isinstance(each, ActorGridError)
+                    calls.append(await self._submit_when_possible(each[0], remote, each[1], calls))
+                except ActorGridError as error:
+                    calls.append(error)
+        except BaseException:
+            _give_up(calls)
+            raise
         return await _results_of(calls, return_errors)
+
+    async def _submit_when_possible(
+        self, address: str, method: Method, args: bytes, earlier: list[PendingCall | ActorGridError]
+    ) -> PendingCall | ActorGridError:
+        """Submit one call of a `map`; when the client's bounds are reached, as soon as an earlier call of it is answered."""
+        while True:
+            try:
+                return self._submit(address, method, args)
+            except OverloadedError as error:
+                waiting = next((call for call in earlier if not isinstance(call, ActorGridError) and not call.done()), None)
+                if waiting is None:
+                    return error
+                await asyncio.wait([waiting])
+            except ActorGridError as error:
+                return error
 
     def call_by_name(self, type_name: str, actor_id: str, method_name: str, args: Sequence[Any] = ()) -> asyncio.Future[Any]:
         """Call a method without having its class; the host checks the arguments, the result comes as plain values.
@@ -273,13 +304,17 @@ async def _results_of(calls: list[PendingCall | ActorGridError], return_errors: 
             if first is None and isinstance(results[-1], ActorGridError):
                 first = results[-1]
     finally:
-        for call in calls[len(results) :]:
-            # Reached only when the caller was cancelled: none of the calls is wanted any more.
-            if not isinstance(call, ActorGridError) and not call.cancel() and not call.cancelled():
-                call.exception()
+        _give_up(calls[len(results) :])
     if first is not None and not return_errors:
         raise first
     return results
+
+
+def _give_up(calls: Iterable[PendingCall | ActorGridError]) -> None:
+    """The caller was cancelled: none of these calls is wanted any more."""
+    for call in calls:
+        if not isinstance(call, ActorGridError) and not call.cancel() and not call.cancelled():
+            call.exception()
 
 
 def _bind(method: Method) -> Callable[..., PendingCall]:

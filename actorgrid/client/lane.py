@@ -135,7 +135,8 @@ class Lane:
                 break
             origin = call.origin
             if is_first:
-                call.since_lsn = self.since_lsn if origin is None else origin.since_lsn
+                # What a turn calls in its second life it may have called in its first: then nothing that is forgotten may be taken for new.
+                call.since_lsn = 0 if origin is not None and origin.again else self.since_lsn
                 call.encoded = None
             else:
                 call.resends += 1

@@ -11,7 +11,7 @@ from actorgrid.client.connection import Connection, RefusedError, connect
 from actorgrid.client.seeds import show_seed
 from actorgrid.errors import ActorGridError, HostUnavailableError, ProtocolError, TransientError
 from actorgrid.settings import ClientSettings, WireSettings
-from actorgrid.wire.messages import AdminReply, Hello, MapMessage, Reply
+from actorgrid.wire.messages import AdminReply, Hello, MapMessage, Reply, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ class LinkOwner(Protocol):
     def is_needed(self, link: Link) -> bool:
         """Whether to go on trying to connect."""
 
-    def on_link_up(self, link: Link, message: MapMessage) -> None:
-        """A connection stands; the map of its welcome."""
+    def on_link_up(self, link: Link, welcome: Welcome) -> None:
+        """A connection stands."""
 
     def on_link_writable(self, link: Link) -> None:
         """Calls may be written again."""
@@ -116,7 +116,7 @@ class Link:
         self.is_writable = not connection.is_paused
         assert connection.welcome is not None
         log.debug("connected host=%s address=%s", connection.welcome.host, self.name)
-        self._owner.on_link_up(self, connection.welcome.map)
+        self._owner.on_link_up(self, connection.welcome)
 
     def _fail(self, error: ActorGridError) -> None:
         self._failures += 1

@@ -22,7 +22,6 @@ class Origin(NamedTuple):
     path: tuple[int, ...]
     chain: tuple[str, ...]
     again: bool
-    since_lsn: int
     lowest_anywhere: int
 
 

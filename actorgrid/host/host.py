@@ -48,6 +48,7 @@ from actorgrid.wire.messages import HostInfo
 logger = logging.getLogger(__name__)
 
 SWEEP_EVERY_S: Final = 0.25
+SWEEP_OVER_LIMIT_S: Final = 0.01
 STOP_GRACE_S: Final = 3.0
 #: Clients whose progress is remembered; beyond that the longest unheard go. They lose nothing but an early release of records.
 WATERMARKS_MAX: Final = 100_000
@@ -202,17 +203,22 @@ class Host:
         if self._server is not None:
             self._server.close()
         deadline_s = self._loop.time() + STOP_GRACE_S
-        while self.runner.admitted and self._loop.time() < deadline_s and not self._failure.done():
-            await asyncio.sleep(0.01)
+        await self._finish_turns(deadline_s)
         for partition in self.partitions.values():
             for activation in list(partition.activations.values()):
                 if "on_deactivate" in activation.actor_type.hooks:
                     partition.deactivate(activation)
-        await self._commit.drain(max(0.5, deadline_s - self._loop.time()))
+        await self._finish_turns(deadline_s)
         for connection in list(self._connections):
             connection.say_goodbye(f"host {self.config.name} is stopping")
         await self._take_apart()
         self.state = "stopped"
+
+    async def _finish_turns(self, deadline_s: float) -> None:
+        """Wait until nothing runs and all that ran is in the state, at most until `deadline_s`, but half a second for the commit."""
+        while self.runner.admitted and self._loop.time() < deadline_s and not self._failure.done():
+            await asyncio.sleep(0.005)
+        await self._commit.drain(max(0.5, deadline_s - self._loop.time()))
 
     async def _take_apart(self) -> None:
         for partition in self.partitions.values():
@@ -258,13 +264,14 @@ class Host:
         return await asyncio.shield(self._failure)
 
     def _sweep(self) -> None:
-        """Housekeeping, a little at a time."""
+        """Housekeeping, a little at a time; in quick succession while activations take more memory than they may (I16)."""
+        every_s = SWEEP_EVERY_S if not self.residents.over_limit else SWEEP_OVER_LIMIT_S
+        self._sweep_timer = self._loop.call_later(every_s, self._sweep)
         self.residents.sweep(time.monotonic())
         for report in self.runner.report_stuck():
             logger.warning("turn waits method=%(method)s actor=%(actor)s for_s=%(waiting_s)s", report)
         while len(self.watermarks) > WATERMARKS_MAX:
             del self.watermarks[next(iter(self.watermarks))]
-        self._sweep_timer = self._loop.call_later(SWEEP_EVERY_S, self._sweep)
 
     # -- for connections
 
@@ -274,7 +281,10 @@ class Host:
 
     def welcome(self, version: int) -> messages.Welcome:
         config = self.config
-        return messages.Welcome(version, self.cluster_id, config.name, self._incarnation, config.wire.frame_bytes_max, self.map_message())
+        positions: dict[int, int] = {partition.id: partition.replica.committed_lsn for partition in self.partitions.values()}
+        return messages.Welcome(
+            version, self.cluster_id, config.name, self._incarnation, config.wire.frame_bytes_max, self.map_message(), positions
+        )
 
     def primary_of(self, partition: int) -> str:
         if not 1 <= partition <= self.config.partition_count:

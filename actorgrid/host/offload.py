@@ -115,7 +115,15 @@ class ProcessOffloader:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = concurrent.futures.ProcessPoolExecutor(self._processes_max, mp_context=context)
-        result, error = await asyncio.get_running_loop().run_in_executor(self._pool, _in_process, function, args, self._app_path)
+        pool = self._pool
+        try:
+            result, error = await asyncio.get_running_loop().run_in_executor(pool, _in_process, function, args, self._app_path)
+        except concurrent.futures.BrokenExecutor as broken:
+            if self._pool is pool:
+                self._pool = None  # one dead process spoils its pool: the next call gets a new one
+            raise ActorError(
+                f"offloaded {function}: its process died: {broken}", remote_type="BrokenExecutor", remote_text=str(broken)
+            ) from None
         if error is not None:
             raise ActorError(error[0], remote_type=error[1], remote_text=error[2], remote_traceback=error[3])
         return result

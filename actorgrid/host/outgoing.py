@@ -57,7 +57,6 @@ class RemoteCaller(Protocol):
         path: tuple[int, ...],
         chain: tuple[str, ...],
         again: bool,
-        since_lsn: int,
         lowest_anywhere: int,
         timeout_s: float,
     ) -> asyncio.Future[Any]: ...
@@ -191,7 +190,6 @@ class OutgoingCalls:
             path=path,
             chain=chain,
             again=turn.again,
-            since_lsn=0,
             lowest_anywhere=self._watermarks.get(turn.client_id, 0),
             timeout_s=max(0.001, turn.deadline_s),
         )

@@ -385,6 +385,10 @@ class HostedPartition:
             activation.queue = deque()
         activation.queue.append(turn)
 
+    @property
+    def store_has_failed(self) -> bool:
+        return self._store.has_failed
+
     def store_failed(self, error: StorageError) -> None:
         """Storage failed under this partition: the whole host leaves duty (I12)."""
         self._commit.fail(error)
@@ -477,6 +481,11 @@ class HostedPartition:
             return
         try:
             successor = self._make_activation(activation.address, activation.actor_type)
+        except StorageError as error:
+            for turn in waiting:
+                self._runner.refuse(turn, HostUnavailableError(f"the store of this host cannot be read: {error}", retry_after_s=0.1))
+            self.store_failed(error)
+            return
         except ActorGridError as error:
             for turn in waiting:
                 self._runner.refuse(turn, error)
@@ -518,8 +527,12 @@ class HostedPartition:
         lsn = self._next_lsn
         self._next_lsn = lsn + 1
         activation.last_lsn = lsn
-        if activation.state.view is not None:
+        if activation.state.view is not None and (turn.scope is None or turn.scope.took_entries):
             activation.state.view.logged(lsn)
+        if client == NO_CLIENT:
+            # Only now: an activation that goes must not be followed by another before the store has what its hook changed.
+            self._hook_is_over(turn, status, payload)
+            status, payload = STATUS_INTERNAL, b""
         entry = Entry(client, turn.number, turn.path, turn.digest, activation.address, status, payload, changes or NO_CHANGES, turn.key)
         self._entries.append(entry)
         self._turns.append(turn)

@@ -29,6 +29,7 @@ from actorgrid.errors import (
     SessionExpiredError,
     StorageError,
     TransientError,
+    WriteInDoubtError,
     to_wire,
 )
 from actorgrid.host.activation import Activation
@@ -41,6 +42,8 @@ from actorgrid.wire.messages import STATUS_ERROR, STATUS_OK, encode
 logger = logging.getLogger(__name__)
 
 TRACEBACK_CHARACTERS_MAX: Final = 8192
+ERROR_CHARACTERS_MAX: Final = 4096
+ERROR_BYTES_MAX: Final = 65_536
 
 #: Errors of calls that a turn made which say as much to its own caller. Others (a wrong argument, say) are the actor's failure.
 _PASSED_ON: Final = (
@@ -60,7 +63,7 @@ class FirstStepTask:
     may cancel it at any time: what comes before there is a task is delivered to it then.
     """
 
-    __slots__ = ("__weakref__", "_cancel_messages", "_loop", "_name", "_task")
+    __slots__ = ("__weakref__", "_cancel_messages", "_loop", "_name", "_started", "_task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -285,10 +288,19 @@ class Runner:
             value = await _Rest(self._watchdog, turn, coroutine, awaited)
         except BaseException as raised:  # noqa: BLE001 - as above; a cancellation of this task is a cancellation of the turn
             error = raised
+        activation = turn.activation
+        while activation.running and activation.running[-1] is not turn and not (turn.expired or activation.dead):
+            # A reentrant turn still runs inside this one, which did not wait for it. Its changes are not this turn's to log.
+            inner = activation.running[-1].task
+            assert inner is not None
+            try:
+                await asyncio.wait([inner])
+            except asyncio.CancelledError as cancelled:
+                error = cancelled
+                break
         self.suspended.pop(turn, None)
         if turn.timer is not None:
             turn.timer.cancel()
-        activation = turn.activation
         if activation.dead:
             self._release(turn)
             return
@@ -343,7 +355,7 @@ class Runner:
             text = "was cancelled at its deadline" if turn.expired else "was cancelled"
             self._discard(turn, DeadlineExceededError(f"{turn.method.qualified_name} {text}; nothing it changed was kept"))
             return
-        if isinstance(error, StorageError):
+        if isinstance(error, StorageError) and activation.partition.store_has_failed:  # and not another host's, or one of the actor's own
             self._release(turn)
             activation.partition.store_failed(error)
             return
@@ -362,14 +374,19 @@ class Runner:
                         raise TypeError(f"{method.qualified_name} is marked @grid.read but changed {changed}; what it changed was undone")
                 else:
                     changes = state.changes() if scope is None else scope.changes()
-            except (TypeError, PayloadTooLargeError) as wrong:
+            except Exception as wrong:  # noqa: BLE001 - decoding runs code of the application's own types, which may raise anything
                 error = wrong
         status = STATUS_OK
         if error is not None:
             self.turns_failed += 1
             status = STATUS_ERROR
-            (state if scope is None else scope).rollback()
             payload = error_payload(_as_wire_error(turn, error))
+            try:
+                (state if scope is None else scope).rollback()
+            except Exception:
+                logger.exception("rollback failed method=%s actor=%s", method.qualified_name, show_address(activation.address))
+                self._discard(turn, WriteInDoubtError(f"{method.qualified_name} failed, and its actor had to be thrown away"))
+                return
         if scope is not None:
             scope.close()
         self._end(turn)
@@ -461,7 +478,7 @@ def _as_actor_error(turn: Turn, error: BaseException) -> ActorError:
         text = "the turn blocked its host's loop and was interrupted; use @grid.blocking or grid.offload for such work"
         kind = "TurnBlockedError"
     else:
-        text = str(error)
+        text = _text_of(error)
         kind = type(error).__qualname__ if type(error).__module__ == "builtins" else f"{type(error).__module__}.{type(error).__qualname__}"
     return ActorError(
         f"{turn.method.qualified_name} of {actor} raised {kind}: {text}",
@@ -477,10 +494,29 @@ def _actor_traceback(error: BaseException) -> str:
     step = error.__traceback__
     while step is not None and step.tb_frame.f_globals.get("__name__", "").startswith("actorgrid.host"):
         step = step.tb_next
-    text = "".join(traceback.format_exception(type(error), error, step, limit=30))
+    text = _sendable("".join(traceback.format_exception(type(error), error, step, limit=30)))
     return text if len(text) <= TRACEBACK_CHARACTERS_MAX else f"...{text[-TRACEBACK_CHARACTERS_MAX:]}"
 
 
+def _text_of(error: BaseException) -> str:
+    """``str(error)``, whatever the application's own exception class makes of it."""
+    try:
+        text = _sendable(str(error))
+    except Exception as failure:  # noqa: BLE001 - the actor's code
+        return f"<its text cannot be had: {type(failure).__name__}>"
+    return text if len(text) <= ERROR_CHARACTERS_MAX else f"{text[:ERROR_CHARACTERS_MAX]}..."
+
+
+def _sendable(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def error_payload(error: ActorGridError) -> bytes:
-    """`error` as the payload of a reply."""
-    return encode(to_wire(error))
+    """`error` as the payload of a reply; without its details if an actor has put something into them that cannot be sent."""
+    try:
+        payload = encode(to_wire(error))
+        if len(payload) <= ERROR_BYTES_MAX:
+            return payload
+    except Exception:  # noqa: BLE001 - the actor's code
+        logger.warning("error without its details, they cannot be sent type=%s", type(error).__name__)
+    return encode((to_wire(error)[0], _text_of(error), {}))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from actorgrid.actor.context import TurnContext
 from actorgrid.actor.methods import Method
+from actorgrid.errors import OverloadedError
 from actorgrid.ids import ClientId, RequestId
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+#: Retries of one request that are attached to it: one a connection would do.
+WAITERS_MAX: Final = 256
 
 
 class Sink(Protocol):
@@ -117,9 +122,14 @@ class Turn(TurnContext):
                 sink.reply(correlation, status, payload)
 
     def attach(self, sink: Sink, correlation: int) -> None:
-        """A retry arrived while the first try is still under way: it gets the same answer."""
+        """A retry arrived while the first try is still under way: it gets the same answer.
+
+        :raises OverloadedError: too many wait already (I16)
+        """
         if self.waiters is None:
             self.waiters = []
+        elif len(self.waiters) >= WAITERS_MAX:
+            raise OverloadedError(f"{len(self.waiters)} retries wait for one request, which is the limit", retry_after_s=0.1)
         self.waiters.append((sink, correlation))
 
     def next_path(self) -> tuple[int, ...]:

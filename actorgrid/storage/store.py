@@ -212,6 +212,10 @@ class Store:
             else:
                 done(None)
 
+    @property
+    def has_failed(self) -> bool:
+        return self._failed is not None
+
     def _refuse_if_failed(self) -> None:
         if self._failed is not None:
             raise self._failed

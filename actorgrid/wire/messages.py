@@ -71,6 +71,8 @@ class Welcome(Struct, array_like=True, tag=KIND_WELCOME):
     incarnation: Counter
     frame_bytes_max: Counter
     map: MapMessage
+    #: Committed log position of each partition whose primary is here: the ``since_lsn`` of calls first sent from now on.
+    positions: dict[int, int] = {}
 
 
 class Refused(Struct, array_like=True, tag=KIND_REFUSED):

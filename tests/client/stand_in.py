@@ -121,6 +121,7 @@ class StandInHost:
         self.refuse: ActorGridError | None = None
         self.is_silent = False
         self.map: MapMessage | None = None
+        self.positions: dict[int, int] = {}
         self.frame_bytes_max = FRAME_BYTES_MAX
         self.connections: list[HostConnection] = []
         self.calls: list[Received] = []
@@ -166,7 +167,7 @@ class StandInHost:
             connection.send(Refused(*to_wire(self.refuse)))
             connection.transport.close()
             return
-        connection.send(Welcome(1, CLUSTER_ID, self.name, 1, self.frame_bytes_max, self.map or self.own_map()))
+        connection.send(Welcome(1, CLUSTER_ID, self.name, 1, self.frame_bytes_max, self.map or self.own_map(), self.positions))
 
     def on_frame(self, connection: HostConnection, message: Any) -> None:
         self.frames.append(message)

@@ -1,6 +1,7 @@
 """The plain path: what goes out, in how many frames, and what comes back."""
 
 import asyncio
+import dataclasses
 
 import pytest
 from samples import QUICK, Account, Statement, Wallet
@@ -106,6 +107,29 @@ def test_an_argument_that_cannot_be_encoded_fails_only_its_own_call():
             assert await good == 1
             results = await client.map(Account.take, [("a", 1), ("b", object()), ("c",), 7], return_errors=True)
             assert [isinstance(result, InvalidArgumentError) for result in results] == [False, True, True, True]
+
+    run(main)
+
+
+def test_a_malformed_item_of_a_map_is_found_before_anything_is_sent():
+    async def main():
+        host = await StandInHost().start()
+        async with grid.connect(host.address, settings=QUICK) as client:
+            with pytest.raises(InvalidArgumentError, match=r"Account\.deposit"):
+                await client.map(Account.deposit, [("a", 1), ("b", 2), ("c", object())])
+            await asyncio.sleep(0.05)
+        assert host.calls == []
+
+    run(main)
+
+
+def test_a_map_of_more_calls_than_may_be_in_flight_sends_the_rest_as_answers_come_in():
+    async def main():
+        host = await StandInHost().start()
+        settings = dataclasses.replace(QUICK, in_flight_max=50)
+        async with grid.connect(host.address, settings=settings) as client:
+            results = await client.map(Account.deposit, [(f"a{number}", number) for number in range(400)])
+        assert len(results) == len(host.calls) == 400
 
     run(main)
 

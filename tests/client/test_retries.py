@@ -796,6 +796,23 @@ def test_expired_calls_to_a_host_that_is_away_do_not_pile_up():
     run(main)
 
 
+def test_the_first_send_of_a_call_carries_the_position_the_host_told_at_the_handshake():
+    async def main():
+        host = await StandInHost(partitions=1).start()
+        host.positions = {1: 500}
+        host.answer = lambda received: SILENCE if len(host.calls) < 2 else 1
+        async with grid.connect(host.address, settings=QUICK) as client:
+            waiting = client.get(Account, "a").deposit(1)
+            await host.until_calls(1)
+            host.positions = {1: 900}
+            host.connections[0].drop()
+            await waiting
+            await client.get(Account, "a").deposit(1)
+        assert [received.group.since_lsn for received in host.calls] == [500, 500, 900]
+
+    run(main)
+
+
 def test_a_nested_call_carries_the_request_id_of_its_root_and_leaves_the_result_encoded():
     async def main():
         host = await StandInHost().start()
@@ -805,6 +822,7 @@ def test_a_nested_call_carries_the_request_id_of_its_root_and_leaves_the_result_
         assert caller.set_map(host.own_map())
         assert not caller.set_map(host.own_map())
         host.answer = lambda received: SILENCE if len(host.calls) < 3 else {"balance": 3}
+        host.positions = {3: 40}
         root = bytes(range(16))
 
         def call(**changes):
@@ -818,7 +836,6 @@ def test_a_nested_call_carries_the_request_id_of_its_root_and_leaves_the_result_
                 "path": (2,),
                 "chain": ("Account\0alice",),
                 "again": False,
-                "since_lsn": 40,
                 "lowest_anywhere": 6,
                 "timeout_s": 2.0,
             }
@@ -837,7 +854,10 @@ def test_a_nested_call_carries_the_request_id_of_its_root_and_leaves_the_result_
         assert (extra.number, extra.path, extra.chain, extra.again) == (7, (2,), ("Account\0alice",), False)
         assert same_call(first, again)
         assert again.call.extra == messages.CallExtra(number=7, path=(2,), chain=("Account\0alice",), again=True)
-        assert again.group.since_lsn == 40
+        assert again.group.since_lsn == 40, "a call that is sent again may have been executed from its first send on"
+        host.answer = lambda received: 1
+        await call(path=(4,), again=True)
+        assert host.calls[-1].group.since_lsn == 0, "the turn's first life may have made this call at any time"
         host.answer = lambda received: ActorError("no")
         with pytest.raises(ActorError):
             await call()
