@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from actorgrid.actor.types import find_unstorable, holds_sets
 from actorgrid.errors import InvalidArgumentError
@@ -26,6 +27,7 @@ class Method:
     """One remote method of an actor type; with ``bound=False`` a plain function, whose first parameter is no ``self``.
 
     :ivar qualified_name: ``Type.method``, for messages
+    :ivar hash64: of the qualified name; part of the digest by which a request is known again
     :ivar function: the coroutine function, called with the instance and the decoded arguments
     :ivar read: it may change nothing and is not logged
     :ivar reentrant: it may run while its actor waits for the chain of calls that made it
@@ -42,6 +44,7 @@ class Method:
         "_signature",
         "decode_full",
         "function",
+        "hash64",
         "name",
         "parameters",
         "qualified_name",
@@ -62,6 +65,7 @@ class Method:
     ) -> None:
         self.qualified_name = qualified_name
         self.name = qualified_name.rpartition(".")[2]
+        self.hash64 = xxh3_64_intdigest(qualified_name.encode())
         self.read = read
         self.reentrant = reentrant
         signature = inspect.signature(function)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from actorgrid.actor.definition import ActorType
 from actorgrid.actor.fields import ActorState
 from actorgrid.host.turn import Turn
+from actorgrid.ids import hash64
 from actorgrid.storage import keys
 from actorgrid.storage.store import Store
 
@@ -54,6 +55,7 @@ class Activation:
         "address",
         "bytes",
         "dead",
+        "hash64",
         "last_lsn",
         "last_used_s",
         "partition",
@@ -67,6 +69,7 @@ class Activation:
     def __init__(self, partition: HostedPartition, address: str, actor_type: ActorType, state: ActorState) -> None:
         self.partition = partition
         self.address = address
+        self.hash64 = hash64(address)
         self.actor_type = actor_type
         self.state = state
         self.running: tuple[Turn, ...] = ()

@@ -220,7 +220,7 @@ class HostedPartition:
                     self._take_extra(turn, call)
             else:
                 raw = bytes(call.args)
-                digest = xxh3_64_intdigest(raw, xxh3_64_intdigest(f"{call.address}\0{call.method}".encode()))
+                digest = xxh3_64_intdigest(raw, activation.hash64 ^ method.hash64)
                 if extra is not None and extra.key is not None:
                     if self._answered_by_key(call, digest, sink):
                         return
