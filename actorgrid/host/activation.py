@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from actorgrid.actor.definition import ActorType
 from actorgrid.actor.fields import ActorState
 from actorgrid.host.turn import Turn
 from actorgrid.ids import hash64
-from actorgrid.storage import keys
-from actorgrid.storage.store import Store
 
 if TYPE_CHECKING:
     from actorgrid.host.partition import HostedPartition
 
 #: Instance, dictionaries and our own bookkeeping; the encoded fields come on top. Measured by ``python -m bench memory``.
 ACTIVATION_BYTES: Final = 1024
-
-
-class StoredEntries:
-    """One actor's part of the store, as its fields and collections see it: suffixes in, applied values out."""
-
-    __slots__ = ("_prefix", "_store")
-
-    def __init__(self, store: Store, replica_prefix: bytes, address: str) -> None:
-        self._store = store
-        self._prefix = replica_prefix + keys.state_key(address)
-
-    def get(self, suffix: bytes) -> bytes | None:
-        return self._store.get(self._prefix + suffix)
-
-    def scan(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        prefix = self._prefix
-        cut = len(prefix)
-        pairs = self._store.scan(prefix + start, prefix + stop, reverse=reverse)
-        return ((key[cut:], value) for key, value in pairs)
 
 
 class Activation:

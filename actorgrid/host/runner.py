@@ -189,7 +189,7 @@ class Runner:
             self.refuse(turn, _as_actor_error(turn, error))
             return
         if self._step(turn):
-            activation.partition.admit_waiting_reentrant(activation)
+            activation.partition.admission.admit_waiting(activation)
 
     def _run_all(self, turn: Turn) -> None:
         """Run `turn` and then what has queued up behind it, until one of them waits for something."""
@@ -231,7 +231,7 @@ class Runner:
 
     def refuse_with(self, turn: Turn, payload: bytes) -> None:
         self._release(turn)
-        turn.activation.partition.forget_running(turn)
+        turn.activation.partition.admission.forget(turn)
         turn.answer(STATUS_ERROR, payload)
 
     # -- one turn
@@ -306,8 +306,8 @@ class Runner:
             return
         self._finish(turn, value, error)
         # Not from here: this task is the current one, and the next turn must find none.
-        if activation.partition.has_reentrant_waiting(activation):
-            self._loop.call_soon(activation.partition.admit_waiting_reentrant, activation)
+        if activation.partition.admission.has_waiting(activation):
+            self._loop.call_soon(activation.partition.admission.admit_waiting, activation)
         elif activation.queue is not None and not activation.running:
             self._loop.call_soon(self.resume_queue, activation)
 
@@ -343,7 +343,7 @@ class Runner:
             self._release(each)
             if each is not turn and each.task is not None:
                 each.task.cancel()
-            activation.partition.forget_running(each)
+            activation.partition.admission.forget(each)
             each.answer(STATUS_ERROR, error_payload(error))
         activation.partition.drop(activation)
 
@@ -395,7 +395,7 @@ class Runner:
             partition.answer_read(turn, status, payload)
         elif isinstance(error, TransientError) and turn.client_id and turn.calls_made == 0:
             # The actor asks its caller to come again, and nothing happened: not to be remembered as this request's answer.
-            partition.forget_running(turn)
+            partition.admission.forget(turn)
             turn.answer(STATUS_ERROR, error_payload(error))
         else:
             partition.log(turn, status, payload, changes)

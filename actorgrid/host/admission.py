@@ -1,0 +1,288 @@
+"""Admission: what happens to a call between its arrival and its turn.
+
+Is the request new, under way, or answered already (I10)? Do its arguments fit? Does it close a circle? A call that is admitted becomes
+a `Turn`; any other is answered here. What a partition remembers of finished requests is in its sessions and idempotency records; what is
+under way at the moment is kept here and in ``Session.running``, and is forgotten with the process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from xxhash import xxh3_64_intdigest
+
+from actorgrid.actor.definition import ActorType
+from actorgrid.errors import (
+    ActorGridError,
+    HostUnavailableError,
+    NonDeterministicTurnError,
+    OverloadedError,
+    ReentrancyError,
+    RequestError,
+    SessionExpiredError,
+    StorageError,
+    UnknownMethodError,
+)
+from actorgrid.host.activation import Activation
+from actorgrid.host.runner import Runner, error_payload
+from actorgrid.host.turn import Sink, Turn
+from actorgrid.ids import show_address
+from actorgrid.replication.sessions import Decision, RecordKey, Session, SessionTable
+from actorgrid.settings import HostSettings
+from actorgrid.storage.replica_store import ReplicaStore
+from actorgrid.wire.messages import STATUS_ERROR, Call
+
+if TYPE_CHECKING:
+    from actorgrid.host.partition import HostedPartition
+
+
+class Admission:
+    """The gate of one partition."""
+
+    def __init__(
+        self,
+        partition: HostedPartition,
+        activations: dict[str, Activation],
+        sessions: SessionTable,
+        durable: ReplicaStore,
+        runner: Runner,
+        settings: HostSettings,
+    ) -> None:
+        self._partition = partition
+        self._activations = activations
+        self._sessions = sessions
+        self._durable = durable
+        self._runner = runner
+        self._settings = settings
+        self._keys_running: dict[tuple[str, str], Turn] = {}
+        self._reentrant_waiting: dict[Activation, deque[Turn]] = {}
+
+    # -- a request arrives
+
+    def admit(self, call: Call, client_id: bytes, lowest: int, lowest_anywhere: int, since_lsn: int, sink: Sink, now_ns: int) -> None:
+        """Take one call: run it, attach it to its first try, or answer it. Never raises; every call gets an answer by `sink`."""
+        try:
+            activation = self._activations.get(call.address)
+            if activation is None:
+                if not self._partition.serving:
+                    raise HostUnavailableError(f"partition {self._partition.id} does not serve at the moment", retry_after_s=0.05)
+                activation = self._partition.activate(call.address)
+            activation.used = True
+            method = activation.actor_type.methods.get(call.method)
+            if method is None:
+                raise self._unknown_method(activation.actor_type, call.method)
+            extra = call.extra
+            number = call.correlation
+            if method.read:
+                turn = Turn(
+                    activation,
+                    method,
+                    method.decode_args(call.args),
+                    0,
+                    client_id,
+                    number,
+                    now_ns + call.timeout_ms * 1_000_000,
+                    sink,
+                    number,
+                )
+                if extra is not None:
+                    self._take_extra(turn, call)
+            else:
+                raw = bytes(call.args)
+                digest = xxh3_64_intdigest(raw, activation.hash64 ^ method.hash64)
+                if extra is not None and extra.key is not None:
+                    if self._answered_by_key(call, digest, sink):
+                        return
+                    turn = self._new_turn(activation, method, call, raw, client_id, digest, sink, now_ns)
+                    self._keys_running[call.address, extra.key] = turn
+                else:
+                    session = self._sessions.get(client_id) or self._open_session(client_id, since_lsn)
+                    key: RecordKey = number
+                    if extra is not None:
+                        number = extra.number if extra.number is not None else number
+                        key = (number, extra.path) if extra.path else number
+                    if self._answered_by_session(session, key, call, digest, lowest, lowest_anywhere, since_lsn, sink):
+                        return
+                    turn = self._new_turn(activation, method, call, raw, client_id, digest, sink, now_ns)
+                    turn.session_key = key
+                    session.running[key] = turn
+            try:
+                if turn.chain and activation.address in turn.chain:
+                    self._admit_reentrant(turn)
+                else:
+                    self._runner.submit(turn)
+            except ActorGridError:
+                self.forget(turn)
+                raise
+        except StorageError as error:
+            self._partition.store_failed(error)
+            refusal = HostUnavailableError(f"the store of this host cannot be read: {error}", retry_after_s=0.1)
+            sink.reply(call.correlation, STATUS_ERROR, error_payload(refusal))
+        except ActorGridError as error:
+            sink.reply(call.correlation, STATUS_ERROR, error_payload(error))
+
+    def _new_turn(
+        self, activation: Activation, method: Any, call: Call, raw: bytes, client_id: bytes, digest: int, sink: Sink, now_ns: int
+    ) -> Turn:
+        deadline_ns = now_ns + call.timeout_ms * 1_000_000
+        turn = Turn(activation, method, method.decode_args(raw), len(raw), client_id, call.correlation, deadline_ns, sink, call.correlation)
+        turn.digest = digest
+        if call.extra is not None:
+            self._take_extra(turn, call)
+        return turn
+
+    @staticmethod
+    def _take_extra(turn: Turn, call: Call) -> None:
+        extra = call.extra
+        assert extra is not None
+        if extra.number is not None:
+            turn.number = extra.number
+        turn.path, turn.chain, turn.again, turn.key = extra.path, extra.chain, extra.again, extra.key
+
+    def _open_session(self, client_id: bytes, since_lsn: int) -> Session:
+        session = self._sessions.open(client_id, since_lsn)
+        if session is None:
+            raise self._forgotten(self._sessions.evicted_lsn, since_lsn)
+        return session
+
+    def _forgotten(self, forgotten_lsn: int, since_lsn: int) -> SessionExpiredError:
+        return SessionExpiredError(
+            f"partition {self._partition.id} no longer knows what this client did: it has forgotten it up to position {forgotten_lsn}, "
+            f"and the request may have been executed from position {since_lsn} on",
+            current_lsn=self._partition.replica.committed_lsn,
+        )
+
+    def _answered_by_session(
+        self, session: Session, key: RecordKey, call: Call, digest: int, lowest: int, lowest_anywhere: int, since_lsn: int, sink: Sink
+    ) -> bool:
+        """Whether the request was seen before, and has its answer now or will have it with its first try (I10)."""
+        running = session.running.get(key)
+        if running is not None:
+            self._check_same(running.digest, digest, key, call)
+            running.attach(sink, call.correlation)
+            return True
+        record = session.find(key)
+        if record is not None:
+            self._check_same(record.digest, digest, key, call)
+            sink.reply(call.correlation, record.status, record.result)
+            return True
+        decision = session.decide(key, lowest, lowest_anywhere, since_lsn)
+        if decision is Decision.FORGOTTEN:
+            raise self._forgotten(session.floor_lsn, since_lsn)
+        if decision is Decision.STALE:
+            raise SessionExpiredError(f"request {key} is older than {session.heard}, up to which its client said it has all answers")
+        if len(session) + len(session.running) >= self._settings.session_records_max:
+            raise OverloadedError(
+                f"{len(session)} answers of this client are kept and not yet acknowledged, which is the limit", retry_after_s=0.05
+            )
+        return False
+
+    @staticmethod
+    def _check_same(known: int, digest: int, key: object, call: Call) -> None:
+        if known == digest:
+            return
+        if isinstance(key, tuple):
+            raise NonDeterministicTurnError(
+                f"the turn of request {key[0]} was executed again and now calls {show_address(call.address)}.{call.method} "
+                f"as its call {key[1]}, where it made another call the first time"
+            )
+        raise RequestError(
+            f"request {key} was already used for another call than {show_address(call.address)}.{call.method} with these arguments"
+        )
+
+    def _answered_by_key(self, call: Call, digest: int, sink: Sink) -> bool:
+        assert call.extra is not None
+        key = call.extra.key
+        assert key is not None
+        running = self._keys_running.get((call.address, key))
+        if running is not None:
+            self._check_same(running.digest, digest, f"key {key!r}", call)
+            running.attach(sink, call.correlation)
+            return True
+        record = self._durable.key_record(call.address, key)
+        if record is None:
+            return False
+        self._check_same(record.digest, digest, f"key {key!r}", call)
+        sink.reply(call.correlation, record.status, record.result)
+        return True
+
+    def _admit_reentrant(self, turn: Turn) -> None:
+        """The call came back to an actor of its own chain (A -> B -> A)."""
+        activation = turn.activation
+        if not turn.method.reentrant:
+            chain = [show_address(address) for address in (*turn.chain, activation.address)]
+            raise ReentrancyError(
+                f"{turn.method.qualified_name} was called by a chain of calls that {chain[-1]} itself waits for: {' -> '.join(chain)}; "
+                "mark it @grid.reentrant if it may run in between",
+                chain=chain,
+            )
+        if not activation.running:
+            self._runner.submit(turn)
+        elif _waits_for(activation.running[-1], turn):
+            self._runner.take(turn)
+            self._runner.run_reentrant(turn)
+        else:
+            waiting = self._reentrant_waiting.setdefault(activation, deque())
+            if len(waiting) >= self._settings.actor_queue_max:
+                raise OverloadedError(f"{len(waiting)} reentrant calls wait for {show_address(activation.address)}", retry_after_s=0.02)
+            self._runner.take(turn)
+            waiting.append(turn)
+
+    def has_waiting(self, activation: Activation) -> bool:
+        return activation in self._reentrant_waiting
+
+    def admit_waiting(self, activation: Activation) -> None:
+        """A turn of `activation` is over: perhaps a reentrant call can go on now. If nothing runs any more, all wait like any other."""
+        waiting = self._reentrant_waiting.pop(activation, None)
+        if waiting and not activation.dead:
+            for turn in [turn for turn in waiting if activation.running and _waits_for(activation.running[-1], turn)][:1]:
+                waiting.remove(turn)
+                self._runner.run_reentrant(turn)
+            if waiting and activation.running:
+                waiting.extend(self._reentrant_waiting.pop(activation, ()))
+                self._reentrant_waiting[activation] = waiting
+            else:
+                for turn in waiting:
+                    self._partition.enqueue(turn)
+        self._runner.resume_queue(activation)
+
+    def forget(self, turn: Turn) -> None:
+        """`turn` ends without a log entry: the same request may be executed by a later try."""
+        if turn.session_key is not None:
+            session = self._sessions.open(turn.client_id, self._sessions.evicted_lsn)
+            if session is not None and session.running.get(turn.session_key) is turn:
+                del session.running[turn.session_key]
+        elif turn.key is not None and self._keys_running.get((turn.activation.address, turn.key)) is turn:
+            del self._keys_running[turn.activation.address, turn.key]
+
+    def _unknown_method(self, actor_type: ActorType, name: str) -> UnknownMethodError:
+        return UnknownMethodError(
+            f"{actor_type.name} has no remote method {name!r:.100}; it has: {', '.join(sorted(actor_type.methods)) or 'none'}"
+        )
+
+    def key_is_done(self, address: str, key: str) -> None:
+        """The call with this idempotency key is committed: from now on its record answers."""
+        self._keys_running.pop((address, key), None)
+
+    def take_waiting(self, activation: Activation) -> deque[Turn]:
+        """Reentrant calls that wait for `activation`, which is going."""
+        return self._reentrant_waiting.pop(activation, deque())
+
+    def give_up(self) -> list[Turn]:
+        """The partition leaves duty: the reentrant calls that wait."""
+        waiting = [turn for turns in self._reentrant_waiting.values() for turn in turns]
+        self._reentrant_waiting.clear()
+        self._keys_running.clear()
+        return waiting
+
+
+def _waits_for(innermost: Turn, call: Turn) -> bool:
+    """Whether `innermost` is the turn, or an ancestor of the turn, that made `call`."""
+    depth = len(innermost.path)
+    return (
+        innermost.client_id == call.client_id
+        and innermost.number == call.number
+        and call.path[:depth] == innermost.path
+        and depth < len(call.path)
+    )
