@@ -1,6 +1,6 @@
 """The identities of the grid: what each number and string means, and the one place that hashes an actor to a partition.
 
-An actor's *address* is ``type + "\\0" + id``. It is the key of the hash (design section 6), of the wire and of storage, so
+An actor's *address* is ``type + "\\0" + id``. It is the key of the hash, of the wire and of storage, so
 that no layer builds it twice. Partition ids start at 1; 0 is kept for the system partition.
 """
 

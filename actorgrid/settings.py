@@ -69,10 +69,10 @@ class WireSettings(Checked):
 class ClientSettings(Checked):
     """How a client behaves."""
 
-    timeout_s: float = setting(30.0, low=0.001, high=86_400, why="design section 14: default deadline")
+    timeout_s: float = setting(30.0, low=0.001, high=86_400, why="longer than any failover, shorter than a person waits")
     connect_timeout_s: float = setting(5.0, low=0.05, high=300, why="a host on the same continent answers within one")
-    retry_first_s: float = setting(0.005, low=0.0005, high=10, why="design section 14: 5 ms doubling")
-    retry_max_s: float = setting(0.5, low=0.001, high=60, why="design section 14: to 500 ms")
+    retry_first_s: float = setting(0.005, low=0.0005, high=10, why="a moved primary is found within milliseconds; doubles from here")
+    retry_max_s: float = setting(0.5, low=0.001, high=60, why="a host that is started again is found within half a second")
     in_flight_max: int = setting(65_536, low=1, high=1_048_576, why="calls waiting for an answer; past it OverloadedError at once (I16)")
     in_flight_bytes_max: int = setting(256 * MIB, low=MIB, high=65_536 * MIB, why="encoded arguments held for retries (I16)")
     session_window: int = setting(
@@ -87,11 +87,11 @@ class HostSettings(Checked):
     actor_queue_max: int = setting(4096, low=1, high=1_048_576, why="calls waiting for one actor")
     host_queue_max: int = setting(65_536, low=16, high=4_194_304, why="calls admitted and not answered, over all actors")
     host_queue_bytes_max: int = setting(512 * MIB, low=MIB, high=65_536 * MIB, why="argument bytes of those calls")
-    activation_idle_s: float = setting(600.0, low=0.01, high=86_400 * 30, why="design section 5: idle activations leave after 10 minutes")
+    activation_idle_s: float = setting(600.0, low=0.01, high=86_400 * 30, why="state stays on disk; what is not called for ten minutes is not hot")
     activation_bytes_max: int = setting(
         1024 * MIB, low=MIB, high=1_048_576 * MIB, why="estimated memory of activations; past it the least recently used leave"
     )
-    loop_block_report_s: float = setting(0.1, low=0.01, high=60, why="design section 5: a loop blocked longer is reported")
+    loop_block_report_s: float = setting(0.1, low=0.01, high=60, why="what callers of other actors notice")
     loop_block_limit_s: float = setting(
         1.0, low=0.05, high=3600, why="below the host lease of 1.5 s, so that one actor cannot cost the host its leases"
     )
@@ -111,6 +111,6 @@ class HostSettings(Checked):
         131_072, low=64, high=4_194_304, why="unacknowledged results remembered per client and partition; twice the client's window"
     )
     idempotency_retention_s: float = setting(
-        86_400.0, low=1, high=86_400 * 365, why="design section 8: results of idempotency keys are kept 24 h"
+        86_400.0, low=1, high=86_400 * 365, why="an application that was down for a night may still ask again"
     )
     connections_max: int = setting(10_000, low=4, high=1_000_000, why="sockets of clients and hosts")

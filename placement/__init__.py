@@ -1,1 +1,1 @@
-"""Pure placement logic: partition map, planner, moves. Empty until the placement manager lands (design section 9)."""
+"""Pure placement logic: partition map, planner, moves. Empty until the placement manager lands."""

@@ -1,1 +1,1 @@
-"""The command line, ``actorgrid ...``. Names, JSON shapes and exit codes are in design section 16; scripts rely on them."""
+"""The command line, ``actorgrid ...``. Scripts rely on its names, JSON shapes and exit codes; see docs/operation.md."""

@@ -66,7 +66,7 @@ def _local_nodes(data: Path, cluster_id: str) -> dict[str, str]:
 
 
 def build_report(partition_map: PartitionMap, answers: Answers, nodes: dict[str, str]) -> dict[str, Any]:
-    """The object of ``status --json`` (design section 16).
+    """The object of ``status --json``.
 
     :param answers: by host name: what its status verb answered, or why it did not
     :param nodes: by host name: the node of a host that did not answer

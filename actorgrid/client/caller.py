@@ -1,6 +1,6 @@
 """The engine under every client: it sends calls to the right host, again where that is safe, until an answer or the deadline.
 
-What it keeps (design section 8):
+What it keeps:
 
 - a call has one number for life; its address, method and arguments are the same bytes in every send (I10);
 - ``lowest`` and ``lowest_anywhere`` never pass a call that may still be sent again;

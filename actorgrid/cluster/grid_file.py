@@ -35,7 +35,7 @@ _NO_OBSTACLE = frozenset({LOCK_FILE, KEEPER_DIRECTORY})
 
 NODES_DEFAULT = 3
 NODES_MAX = 64  # one machine; far above its cores
-PARTITIONS_DEFAULT = 64  # design section 6
+PARTITIONS_DEFAULT = 64  # about ten for each of the six hosts a first grid grows to
 PARTITIONS_MAX = 65_536
 REPLICAS_DEFAULT = 1
 PORT_DEFAULT = 7400

@@ -30,7 +30,7 @@ _RECONNECT_S = 3600
 def ray_environment(gcs_directory: Path) -> dict[str, str]:
     """Variables that Ray's processes of a local grid run with; to be set before Ray is imported, since it reads them then.
 
-    Each has its reason in facts.md, section Ray.
+    The reasons are in docs/decisions/0007-ray-starts-hosts-and-nothing-more.md.
     """
     return {
         # Whoever can reach Ray's ports can run code as us. A token of our own, known only to the grid's own processes, shuts

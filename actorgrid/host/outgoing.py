@@ -1,6 +1,6 @@
 """What leaves a turn: calls to other actors, and offloaded work.
 
-Nothing leaves before everything the turn has seen of its own actor is committed (design section 5), and every call carries the root
+Nothing leaves before everything the turn has seen of its own actor is committed, and every call carries the root
 request's id with a path, so that a turn that is executed again asks under the same ids and is answered from the records (I10).
 """
 

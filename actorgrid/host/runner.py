@@ -1,6 +1,6 @@
 """Runs turns: drives a coroutine by hand until it waits for something, and only then makes a task of it.
 
-Most turns never wait, so most turns cost no task, no trip through the event loop and no handle (design section 5). A turn that does
+Most turns never wait, so most turns cost no task, no trip through the event loop and no handle (decision 4). A turn that does
 wait goes on as an ordinary asyncio task, in the same context, so that ``asyncio.timeout``, task groups and everything else work in
 actor code from its first line on; for that first stretch `FirstStepTask` stands in as the current task.
 """

@@ -1,6 +1,6 @@
 """One replica of one partition, pure: events in, effects out, time and everything else as arguments.
 
-The rules are Raft's, in this project's words (design section 7; Ongaro 2014). A configuration of one member needs no messages, and
+The rules are Raft's, in this project's words (Ongaro 2014). A configuration of one member needs no messages, and
 that is what is here: its own vote elects it and its own sync is the write quorum. The shell around it does not know that; it appends
 what `AppendLog` says, reports what became durable, and answers callers when `Commit` says so.
 

@@ -1,4 +1,4 @@
-"""Exactly once: what a partition remembers about requests, and what it decides when one arrives (design section 8; I9, I10).
+"""Exactly once: what a partition remembers about requests, and what it decides when one arrives (I9, I10).
 
 A session is the memory of one client. Its records are made and freed only by applying log entries, so that every replica has the
 same ones (I11); the client frees them by saying how far it has answers. What is running at the moment is the primary's own

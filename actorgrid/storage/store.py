@@ -258,7 +258,7 @@ def _options() -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
-    # The default mode drops synced data behind a flipped byte without a word (facts.md); this one accepts a torn tail and nothing else.
+    # The default mode drops synced data behind a flipped byte without a word (tests/storage shows it); this one accepts a torn tail and nothing else.
     options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
     options.set_paranoid_checks(True)
     options.set_write_buffer_size(64 * MIB)
