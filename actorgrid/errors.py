@@ -237,7 +237,7 @@ class CorruptLogError(StorageError):
 
 
 class DiskFullError(StorageError):
-    """The disk of the data directory is full."""
+    """The disk of the data directory is full. Make room; the host is started again until its store opens."""
 
 
 class ProtocolError(ActorGridError):

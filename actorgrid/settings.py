@@ -50,9 +50,13 @@ class Checked:
                     values[field.name] = (int if isinstance(field.default, int) else float)(source[name])
                 except ValueError:
                     problems.append(f"{name}: expected {type(field.default).__name__}, got {source[name]!r}")
+        try:
+            settings = cls(**{**values, **overrides})
+        except SettingsError as error:
+            raise SettingsError(*problems, *error.problems) from None
         if problems:
             raise SettingsError(*problems)
-        return cls(**{**values, **overrides})
+        return settings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,7 +91,9 @@ class HostSettings(Checked):
     actor_queue_max: int = setting(4096, low=1, high=1_048_576, why="calls waiting for one actor")
     host_queue_max: int = setting(65_536, low=16, high=4_194_304, why="calls admitted and not answered, over all actors")
     host_queue_bytes_max: int = setting(512 * MIB, low=MIB, high=65_536 * MIB, why="argument bytes of those calls")
-    activation_idle_s: float = setting(600.0, low=0.01, high=86_400 * 30, why="state stays on disk; what is not called for ten minutes is not hot")
+    activation_idle_s: float = setting(
+        600.0, low=0.01, high=86_400 * 30, why="state stays on disk; what is not called for ten minutes is not hot"
+    )
     activation_bytes_max: int = setting(
         1024 * MIB, low=MIB, high=1_048_576 * MIB, why="estimated memory of activations; past it the least recently used leave"
     )
@@ -107,6 +113,9 @@ class HostSettings(Checked):
         4096, low=16, high=1_000_000, why="log entries replayed per partition at a restart, at most about this many"
     )
     sessions_max: int = setting(10_000, low=8, high=1_000_000, why="clients remembered per partition")
+    session_bytes_max: int = setting(
+        64 * MIB, low=MIB, high=65_536 * MIB, why="per partition; results remembered for clients, also of those that are gone"
+    )
     session_records_max: int = setting(
         131_072, low=64, high=4_194_304, why="unacknowledged results remembered per client and partition; twice the client's window"
     )

@@ -153,6 +153,13 @@ class ActorType:
             for hook in _HOOKS
             if _defines(self.cls, hook) and not inspect.iscoroutinefunction(getattr(self.cls, hook))
         ]
+        problems += [
+            f"actor {self.name}: {hook} takes self alone, not also {', '.join(method.parameters)}"
+            for hook, method in self.hooks.items()
+            if method.parameters
+        ]
+        if not self.cls.__dictoffset__:
+            problems.append(f"actor {self.name}: with nothing but __slots__ it has no room for its fields; leave __slots__ away")
         for name in dir(self.cls):
             function = inspect.getattr_static(self.cls, name)
             if _options_of(function) and not inspect.iscoroutinefunction(function):

@@ -24,15 +24,19 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from actorgrid.actor.collections import List, ListShape, Map, MapShape
-from actorgrid.actor.types import find_unstorable, is_immutable
+from actorgrid.actor.types import ATOMS, find_misfit, find_unstorable, is_immutable
 from actorgrid.actor.view import EntrySource, StateView
 
 encode = msgspec.msgpack.Encoder().encode
+_decode_raw = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 ENCODING_ERRORS: Final = (TypeError, ValueError, OverflowError, RecursionError)
 
 RECORD_SUFFIX: Final = b""
 #: Up to this many bytes of mutable fields are compared after each read turn too; above, the next write or the end of the activation does.
 READ_CHECK_BYTES_MAX: Final = 4096
+
+#: What one turn may change: its log entry has to fit into a frame, and must not hold up everyone else's.
+TURN_BYTES_MAX: Final = 12 << 20
 
 Change = tuple[bytes, bytes | None]
 
@@ -129,7 +133,7 @@ class ActorState:
     :ivar view: overlay of its collections, if it has any
     """
 
-    __slots__ = ("collections", "containers", "instance", "record", "shape", "values", "view")
+    __slots__ = ("collections", "containers", "contested", "instance", "moving", "record", "shape", "unchecked", "values", "view")
 
     def __init__(self, shape: StateShape, source: EntrySource) -> None:
         self.shape = shape
@@ -148,8 +152,17 @@ class ActorState:
             # A class that has gained or lost a field since gives other bytes: the record as it is now is what later turns compare with.
             self.record = self.encode_record()
         self.containers: list[bytes] = []
+        #: A field that the running turn and a reentrant one that failed have both changed: nobody knows its value.
+        self.contested: str | None = None
+        #: A read turn has run since the mutable fields, which are large, were compared.
+        self.unchecked = False
+        self.moving: list[int] = []
         for name, suffix, decode, default in shape.containers:
             encoded = source.get(suffix)
+            if encoded is None and stored is not None and (inside := _decode_raw(stored).get(name)) is not None:
+                # It was of an immutable type when it was stored, a tuple perhaps: it moves out of the record with the next change.
+                encoded = bytes(inside)
+                self.moving.append(len(self.containers))
             value = decode(default if encoded is None else encoded)
             values[name] = value
             self.containers.append(encode(value))
@@ -198,6 +211,8 @@ class ActorState:
         :raises TypeError: a field does not fit its annotation, was deleted, or is not declared; nothing is taken, call `rollback`
         """
         shape = self.shape
+        if self.contested is not None:
+            raise TypeError(f"{shape.type_name}: field {self.contested} was changed by this turn and by a reentrant one that was undone")
         try:
             record = self.encode_record()
         except ENCODING_ERRORS as error:
@@ -208,8 +223,10 @@ class ActorState:
             if record == self.record:
                 return None
             self.check_record(record)
+            changes: list[Change] = [(RECORD_SUFFIX, record)]
+            self.check_size(changes)
             self.record = record
-            return [(RECORD_SUFFIX, record)]
+            return changes
         return self._changes_of_all(record)
 
     def _changes_of_all(self, record: bytes) -> list[Change] | None:
@@ -223,8 +240,8 @@ class ActorState:
         for index, (name, suffix, decode, _) in enumerate(shape.containers):
             try:
                 encoded = encode(values[name])
-                if encoded != self.containers[index]:
-                    decode(encoded)
+                if encoded != self.containers[index] or index in self.moving:
+                    _check_comes_back(values[name], encoded, decode(encoded))
                     containers.append((index, encoded))
                     changes.append((suffix, encoded))
             except KeyError:
@@ -236,16 +253,40 @@ class ActorState:
             for collection in self.collections:
                 collection.flush()
             changes += view.take_changes()
+        self.check_size(changes)
         self.record = record
+        self.moving.clear()
         for index, encoded in containers:
             self.containers[index] = encoded
         return changes or None
 
     def check_record(self, record: bytes) -> None:
+        """Whether the fields of immutable type fit, and would be read back as they are.
+
+        :raises TypeError: naming the field
+        """
         try:
-            self.shape.check_stored(record)
+            decoded = self.shape.check_stored(record)
         except msgspec.MsgspecError as error:
             raise TypeError(f"{self.shape.type_name}: {self._explain(str(error))}") from None
+        for name in self.shape.plain_names:
+            value = self.values[name]
+            if type(value) not in ATOMS or type(value) is not type(getattr(decoded, name)):
+                misfit = find_misfit(value, getattr(decoded, name))
+                if misfit is not None:
+                    raise TypeError(f"{self.shape.type_name}: field {name}: {misfit}")
+
+    def check_size(self, changes: list[Change]) -> None:
+        """Whether a turn may change so much.
+
+        :raises TypeError: it may not
+        """
+        size = sum(len(value) for _, value in changes if value is not None)
+        if size > TURN_BYTES_MAX:
+            raise TypeError(
+                f"{self.shape.type_name}: one turn changed {size} bytes of state, allowed are {TURN_BYTES_MAX}; "
+                "spread it over several turns, or keep large fields in a grid.Map"
+            )
 
     def _explain(self, message: str) -> str:
         undeclared = [name for name in self.values if name not in self.shape.declared and not name.startswith("_")]
@@ -305,12 +346,25 @@ class ActorState:
                 for (name, *_), before in zip(shape.containers, self.containers, strict=True):
                     if encode(self.values.get(name)) != before:
                         return name
+            else:
+                self.unchecked = True
         except ENCODING_ERRORS:
             return "(a field that cannot be stored)"
         for (name, _), collection in zip(shape.collections, self.collections, strict=True):
             if self.values.get(name) is not collection or collection.changed_in_place() is not None:
                 return name
         return None
+
+    def undo_unnoticed(self) -> bool:
+        """Before a turn that may write: undo what read turns have changed unnoticed, so that it does not become this turn's change.
+
+        :return: whether there was anything
+        """
+        self.unchecked = False
+        if self.is_clean():
+            return False
+        self.rollback()
+        return True
 
     def is_clean(self) -> bool:
         """Whether memory equals what was logged, mutable fields of any size included."""
@@ -325,6 +379,7 @@ class ActorState:
 
     def rollback(self) -> None:
         """Put every field back to what was logged last. Transient attributes stay as they are."""
+        self.contested = None
         shape, values = self.shape, self.values
         for name in [n for n in values if n not in shape.declared and not n.startswith("_")]:
             del values[name]
@@ -348,6 +403,15 @@ class ActorState:
             for (name, _), collection in zip(shape.collections, self.collections, strict=True):
                 values[name] = collection
                 collection.forget()
+
+
+def _check_comes_back(value: Any, encoded: bytes, decoded: Any) -> None:
+    """A subclass with fields of its own would come back without them, for example.
+
+    :raises TypeError: `value` would not be read back as it is
+    """
+    if type(value) is not type(decoded) or (encode(decoded) != encoded and decoded != value):
+        raise TypeError(f"{value!r:.80} would be read back as {decoded!r:.80}")
 
 
 def plain_words(error: Exception | str) -> str:

@@ -19,6 +19,7 @@ from actorgrid.actor.types import find_unstorable, holds_sets
 from actorgrid.errors import InvalidArgumentError
 
 _encode = msgspec.msgpack.Encoder().encode
+_encode_sorted = msgspec.msgpack.Encoder(order="deterministic").encode
 _SCALARS: Final = frozenset({int, str, bool, float, bytes, type(None)})
 _ARGUMENT_PATH = re.compile(r" - at `\$\[(\d+)\](.*)`$")
 
@@ -102,7 +103,7 @@ class Method:
         if kwargs or self._keyword_only or not self._required <= len(args) <= len(self.parameters):
             args = self._bind(args, kwargs)
         try:
-            return _encode(_in_order(args) if self._holds_sets else args)
+            return _encode_in_order(args) if self._holds_sets else _encode(args)
         except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as error:
             raise self._unencodable(args, error) from None
 
@@ -183,11 +184,19 @@ class Method:
         return encoded
 
 
-def _in_order(value: Any) -> Any:
-    """`value` with its sets as lists in an order that does not hang on the hash seed.
+def _encode_in_order(args: tuple[Any, ...]) -> bytes:
+    """Encode arguments that hold sets, in an order that does not hang on the hash seed.
 
     A request is known by the bytes of its arguments, and a turn that is executed again in another process must repeat them.
     """
+    try:
+        return _encode_sorted(args)
+    except TypeError:
+        # msgspec sorts no mixed sets, and no dictionaries with other keys than strings.
+        return _encode(_in_order(args))
+
+
+def _in_order(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(map(_in_order, value), key=_encode)
     if isinstance(value, list | tuple):

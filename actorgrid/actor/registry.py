@@ -98,7 +98,9 @@ def _load_one(name: str) -> tuple[list[ActorType], list[str]]:
         return [], [f"actor module {module_name!r} imports {missing!r}, which was not found"]
     except SettingsError as error:
         return [], [f"actor module {module_name!r}: {problem}" for problem in error.problems]
-    except Exception as error:  # noqa: BLE001 - an application's module may raise anything at import
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - an application's module may raise anything at import, SystemExit too
         return [], [f"actor module {module_name!r} raised at import: {type(error).__name__}: {error}"]
     if class_name:
         candidate = getattr(module, class_name, None)

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect
 
-__all__ = ["ATOMS", "ValueCodec", "accepted_classes", "find_unstorable", "holds_sets", "is_immutable", "show_type"]
+__all__ = ["ATOMS", "ValueCodec", "accepted_classes", "find_misfit", "find_unstorable", "holds_sets", "is_immutable", "show_type"]
 
 _IMMUTABLE_LEAVES = (
     inspect.NoneType,
@@ -260,7 +260,7 @@ class ValueCodec:
         except (TypeError, OverflowError, ValueError, RecursionError) as error:
             raise TypeError(f"expected {self.expected}, got {type(value).__qualname__}: {error}") from None
         if self._deep:
-            misfit = _find_misfit(value, decoded)
+            misfit = find_misfit(value, decoded)
             if misfit is not None:
                 raise TypeError(f"expected {self.expected}, got {type(value).__qualname__}: {misfit}")
         elif type(decoded) is not type(value) and (isinstance(decoded, msgspec.Struct) or dataclasses.is_dataclass(decoded)):
@@ -271,7 +271,7 @@ class ValueCodec:
         return data
 
 
-def _find_misfit(value: Any, decoded: Any) -> str | None:
+def find_misfit(value: Any, decoded: Any) -> str | None:
     """Where an immutable value is of another class than what it would be read back as, in words.
 
     A list given where a tuple is declared would be stored as a copy, and a later change of it lost: nobody watches the
@@ -289,7 +289,7 @@ def _find_misfit(value: Any, decoded: Any) -> str | None:
     elif dataclasses.is_dataclass(value):
         parts = ((getattr(value, field.name), getattr(decoded, field.name)) for field in dataclasses.fields(value))
     for part, decoded_part in parts:
-        misfit = _find_misfit(part, decoded_part)
+        misfit = find_misfit(part, decoded_part)
         if misfit is not None:
             return misfit
     return None

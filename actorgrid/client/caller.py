@@ -16,7 +16,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -67,14 +67,18 @@ _SILENCE_S = 1.0
 _EXPIRATIONS_MAX = 5
 
 
+#: A call that may take longer is a job, and belongs into state.
+TIMEOUT_MAX_S: Final = 86_400
+
+
 def check_timeout_s(timeout_s: float) -> float:
     """`timeout_s` if it is one.
 
-    :raises InvalidArgumentError: it is not a finite number above 0
+    :raises InvalidArgumentError: it is not a number above 0 and up to a day
     """
     is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
-    if not is_number or not math.isfinite(timeout_s) or timeout_s <= 0:
-        raise InvalidArgumentError(f"timeout_s: expected a finite number of seconds above 0, got {timeout_s!r:.80}")
+    if not is_number or not 0 < timeout_s <= TIMEOUT_MAX_S:
+        raise InvalidArgumentError(f"timeout_s: expected a number of seconds above 0, at most {TIMEOUT_MAX_S}, got {timeout_s!r:.80}")
     return float(timeout_s)
 
 
@@ -339,9 +343,12 @@ class Caller:
         chain: tuple[str, ...],
         again: bool,
         lowest_anywhere: int,
+        key: str | None,
         timeout_s: float,
     ) -> PendingCall:
-        """Take a call that a turn makes, under the request id of the turn's own request. Its result is left encoded.
+        """Take a call that a turn makes, under the request id of the turn's own request, or under a key if that had one.
+
+        Its result is left encoded.
 
         Deadline, retries and errors are those of `submit`.
         """
@@ -359,8 +366,11 @@ class Caller:
         call.connection = None
         call.decode = _leave_encoded
         call.origin = Origin(client_id, number, path, chain, again, lowest_anywhere)
+        if key is not None:
+            call.key = key
         call.timeout_s = timeout_s = check_timeout_s(timeout_s)
-        call.encoded = encode_first(call, _milliseconds(timeout_s))
+        # Rounded down: what a turn calls must not outlive the turn.
+        call.encoded = encode_first(call, max(1, int(timeout_s * 1000)))
         if len(call.encoded) > self._call_bytes_max:
             raise PayloadTooLargeError(f"{call.title}: {len(call.encoded)} bytes are more than one call may have ({self._call_bytes_max})")
         if not lane.is_dirty:

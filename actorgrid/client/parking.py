@@ -32,7 +32,8 @@ class ParkingLot:
         self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._heap: list[tuple[float, int]] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0
 
     def park(self, call: PendingCall, retry_after_s: float) -> None:
         """Keep `call` until its next try."""
@@ -64,9 +65,11 @@ class ParkingLot:
             return
         when = self._heap[0][0]
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._due <= when:
                 return
             self._timer.cancel()
+        # Kept here: uvloop gives a plain handle, which does not know its time, for what is due at once.
+        self._due = when
         self._timer = self._loop.call_at(when, self._ring)
 
     def _ring(self) -> None:

@@ -87,6 +87,7 @@ def up(
     with grid_file.lock(data) as descriptor:
         _end_leftovers(data)
         grid, is_new = grid_file.open_grid(data, wish, version=__version__)
+        before = None if is_new else (data / grid_file.GRID_FILE).read_bytes()
         grid_file.write_grid(data, grid)
         progress("starting Ray")
         order = keeper.KeeperOrder(
@@ -110,10 +111,12 @@ def up(
                 return Started(data=data, grid=grid, is_new=is_new, keeper=mark, seconds=time.monotonic() - began)
         except BaseException:
             _end_start(data, process, mark)
+            _restore(data, before)
             if is_new and not any((data / host.data_dir).exists() for host in grid.hosts):
                 _forget_new_grid(data, grid)
             raise
         _end_start(data, process, mark)
+        _restore(data, before)
         error = _start_error(data, grid, errors)
         if is_new and {name for name, _ in errors} >= {host.name for host in grid.hosts}:
             _forget_new_grid(data, grid)
@@ -199,6 +202,12 @@ def _start_error(data: Path, grid: GridFile, errors: list[tuple[str, ActorGridEr
         log_path = data / entry.data_dir / grid_file.HOST_LOG_FILE if entry else _keeper_log(data)
         lines.append(f"last lines of {log_path}:\n{_tail(log_path)}")
     return StartFailedError("\n".join(lines))
+
+
+def _restore(data: Path, grid: bytes | None) -> None:
+    """A start that failed leaves a grid as it was: its app and ports are those of the last start that worked."""
+    if grid is not None:
+        grid_file.write_durably(data / grid_file.GRID_FILE, grid)
 
 
 def _forget_new_grid(data: Path, grid: GridFile) -> None:

@@ -63,6 +63,11 @@ class Activation:
         """Estimate of the memory it takes: encoded fields are held twice, as bytes and as objects."""
         return ACTIVATION_BYTES + 3 * self.state.encoded_bytes
 
+    def settle(self) -> None:
+        """Let collections forget what the store has by now."""
+        if self.state.view is not None and not self.running:
+            self.state.view.settle(self.partition.applied_lsn)
+
     @property
     def droppable(self) -> bool:
         """Nothing is running or waiting, and the store has all of its state."""

@@ -8,7 +8,7 @@ under way at the moment is kept here and in ``Session.running``, and is forgotte
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from xxhash import xxh3_64_intdigest
 
@@ -35,6 +35,10 @@ from actorgrid.wire.messages import STATUS_ERROR, Call
 
 if TYPE_CHECKING:
     from actorgrid.host.partition import HostedPartition
+
+
+#: Nobody waits longer than a day, whatever the frame says.
+TIMEOUT_MS_MAX: Final = 86_400_000
 
 
 class Admission:
@@ -74,22 +78,10 @@ class Admission:
                 raise self._unknown_method(activation.actor_type, call.method)
             extra = call.extra
             number = call.correlation
+            raw = bytes(call.args)
             if method.read:
-                turn = Turn(
-                    activation,
-                    method,
-                    method.decode_args(call.args),
-                    0,
-                    client_id,
-                    number,
-                    now_ns + call.timeout_ms * 1_000_000,
-                    sink,
-                    number,
-                )
-                if extra is not None:
-                    self._take_extra(turn, call)
+                turn = self._new_turn(activation, method, call, raw, client_id, 0, sink, now_ns)
             else:
-                raw = bytes(call.args)
                 digest = xxh3_64_intdigest(raw, activation.hash64 ^ method.hash64)
                 if extra is not None and extra.key is not None:
                     if self._answered_by_key(call, digest, sink):
@@ -125,7 +117,7 @@ class Admission:
     def _new_turn(
         self, activation: Activation, method: Any, call: Call, raw: bytes, client_id: bytes, digest: int, sink: Sink, now_ns: int
     ) -> Turn:
-        deadline_ns = now_ns + call.timeout_ms * 1_000_000
+        deadline_ns = now_ns + min(call.timeout_ms, TIMEOUT_MS_MAX) * 1_000_000
         turn = Turn(activation, method, method.decode_args(raw), len(raw), client_id, call.correlation, deadline_ns, sink, call.correlation)
         turn.digest = digest
         if call.extra is not None:
@@ -172,9 +164,13 @@ class Admission:
             raise self._forgotten(session.floor_lsn, since_lsn)
         if decision is Decision.STALE:
             raise SessionExpiredError(f"request {key} is older than {session.heard}, up to which its client said it has all answers")
-        if len(session) + len(session.running) >= self._settings.session_records_max:
+        if session.bytes > self._settings.session_bytes_max:
             raise OverloadedError(
-                f"{len(session)} answers of this client are kept and not yet acknowledged, which is the limit", retry_after_s=0.05
+                f"{session.bytes} bytes of answers of this client are kept and not yet acknowledged, which is the limit", retry_after_s=0.05
+            )
+        if session.record_count + len(session.running) >= self._settings.session_records_max:
+            raise OverloadedError(
+                f"{session.record_count} answers of this client are kept and not yet acknowledged, which is the limit", retry_after_s=0.05
             )
         return False
 
@@ -182,10 +178,10 @@ class Admission:
     def _check_same(known: int, digest: int, key: object, call: Call) -> None:
         if known == digest:
             return
-        if isinstance(key, tuple):
+        if call.extra is not None and call.extra.path:
             raise NonDeterministicTurnError(
-                f"the turn of request {key[0]} was executed again and now calls {show_address(call.address)}.{call.method} "
-                f"as its call {key[1]}, where it made another call the first time"
+                f"the turn of request {call.extra.number} was executed again and now calls {show_address(call.address)}.{call.method} "
+                f"as its call {call.extra.path}, where it made another call the first time"
             )
         raise RequestError(
             f"request {key} was already used for another call than {show_address(call.address)}.{call.method} with these arguments"

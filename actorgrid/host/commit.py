@@ -65,8 +65,8 @@ class GroupCommit:
                 partition.write_record(batch, now_ns)
                 self._unapplied.pop(partition, None)
             self._store.write(batch)
-        except StorageError as error:
-            self.fail(error)
+        except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
+            self._fail_because(error)
             return
         self._syncing = list(dirty)
         self._store.sync(self._report_sync)
@@ -98,8 +98,8 @@ class GroupCommit:
                 partition.synced(now_ns)
                 if partition.has_unapplied:
                     self._unapplied[partition] = None
-        except StorageError as failure:
-            self.fail(failure)
+        except Exception as failure:  # noqa: BLE001 - as above
+            self._fail_because(failure)
             return
         if self._unapplied and self._apply_timer is None:
             self._apply_timer = self._loop.call_later(APPLY_DELAY_S, self._apply)
@@ -115,15 +115,24 @@ class GroupCommit:
             for partition in unapplied:
                 partition.write_applied(batch)
             self._store.write(batch)
-        except StorageError as error:
-            self.fail(error)
+        except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
+            self._fail_because(error)
             return
         self._run_after_write()
 
     def _run_after_write(self) -> None:
         actions, self._after_write = self._after_write, []
-        for action in actions:
-            action()
+        try:
+            for action in actions:
+                action()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail_because(error)
+
+    def _fail_because(self, error: Exception) -> None:
+        if not isinstance(error, StorageError):
+            logger.error("commit failed by a bug", exc_info=error)
+            error = StorageError(f"the commit failed by a bug: {type(error).__name__}: {error}")
+        self.fail(error)
 
     def fail(self, error: StorageError) -> None:
         """The store cannot be trusted any more: nothing is written from now on."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import ipaddress
 import itertools
 import logging
 import os
@@ -87,8 +88,20 @@ class HostConfig:
             problems.append(f"partition count {self.partition_count} is outside the allowed range 1..65536")
         if self.replica_set_size != 1:
             problems.append(f"replica set size {self.replica_set_size}: this release keeps one replica of a partition")
+        if not _is_loopback(self.address):
+            problems.append(
+                f"address {self.address!r} is not a loopback address: listening elsewhere needs credentials, "
+                "which this release does not have"
+            )
         if problems:
             raise SettingsError(*problems)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 class Host:
@@ -133,7 +146,7 @@ class Host:
             self._commit = GroupCommit(loop, store, self._fail)
             self._caller = Caller(
                 client_id=new_client_id(),
-                settings=ClientSettings(in_flight_max=settings.host_queue_max),
+                settings=ClientSettings(in_flight_max=min(settings.host_queue_max, 1_048_576)),
                 wire=config.wire,
                 rng=random.Random(),  # noqa: S311 - jitter of retries
                 role=messages.ROLE_HOST,
@@ -209,6 +222,8 @@ class Host:
                 if "on_deactivate" in activation.actor_type.hooks:
                     partition.deactivate(activation)
         await self._finish_turns(deadline_s)
+        for partition in self.partitions.values():
+            partition.step_down("the host is stopping")
         for connection in list(self._connections):
             connection.say_goodbye(f"host {self.config.name} is stopping")
         await self._take_apart()

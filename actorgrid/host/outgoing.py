@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import msgspec
+from xxhash import xxh3_128_hexdigest
 
 from actorgrid.actor.definition import ActorType, actor_type_of, method_of
 from actorgrid.actor.methods import Method
@@ -58,6 +59,7 @@ class RemoteCaller(Protocol):
         chain: tuple[str, ...],
         again: bool,
         lowest_anywhere: int,
+        key: str | None,
         timeout_s: float,
     ) -> asyncio.Future[Any]: ...
 
@@ -158,6 +160,10 @@ class OutgoingCalls:
 
     async def _call(self, turn: Turn, method: Method, address: str, args: bytes, path: tuple[int, ...], chain: tuple[str, ...]) -> Any:
         await self._until_committed(turn)
+        if turn.over:
+            raise RequestError(
+                f"{turn.method.qualified_name} is over, so its call of {method.qualified_name} was not made; await it in the turn"
+            )
         target = partition_of(address, self._partition_count)
         partition = self._partitions.get(target)
         if partition is None:
@@ -191,6 +197,7 @@ class OutgoingCalls:
             chain=chain,
             again=turn.again,
             lowest_anywhere=self._watermarks.get(turn.client_id, 0),
+            key=_key_of(turn, path),
             timeout_s=max(0.001, turn.deadline_s),
         )
         return bytes(await answer)
@@ -209,7 +216,7 @@ class OutgoingCalls:
         # A turn that is executed again may have made this call in its first life: nothing forgotten since then may be taken for new.
         since_lsn = 0 if turn.again else partition.replica.committed_lsn
         while True:
-            extra = CallExtra(number=turn.number, path=path, chain=chain, again=turn.again)
+            extra = CallExtra(number=turn.number, path=path, chain=chain, key=_key_of(turn, path), again=turn.again)
             call = Call(0, address, method.name, max(1, int(turn.deadline_s * 1000)), msgspec.Raw(args), extra)
             answer: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
             watermark = self._watermarks.get(turn.client_id, 0)
@@ -235,6 +242,16 @@ class OutgoingCalls:
         await self._until_committed(turn)
         turn.calls_made += 1
         return codec.decode_result(await self._offloader.run(name, encoded, cpus=cpus, memory_bytes=memory_bytes))
+
+
+def _key_of(turn: Turn, path: tuple[int, ...]) -> str | None:
+    """Key of a call made by a turn that itself has an idempotency key; None for others.
+
+    Such a turn may be executed again for another client, under other numbers: only a key that follows from its own stays the same.
+    """
+    if turn.key is None:
+        return None
+    return f"{xxh3_128_hexdigest(f'{turn.activation.address}{chr(0)}{turn.key}'.encode())}/{path[-1]}"
 
 
 def _error_of(payload: bytes) -> ActorGridError:

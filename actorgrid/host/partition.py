@@ -80,7 +80,7 @@ class HostedPartition:
         self.id = partition
         self.replica = core.Replica(partition)
         self.activations: dict[str, Activation] = {}
-        self.sessions = SessionTable(settings.sessions_max)
+        self.sessions = SessionTable(settings.sessions_max, settings.session_bytes_max)
         self.outgoing = outgoing
         self._partition_count = partition_count
         self._store = store
@@ -98,6 +98,7 @@ class HostedPartition:
         self._turns: list[Turn] = []
         self._clients: dict[bytes, int] = {}
         self._next_lsn = 1
+        self._clock_offset_ms: int | None = None
         self._in_flight: deque[InFlight] = deque()
         self._gated: deque[tuple[int, Turn, int, bytes]] = deque()  # reads that saw uncommitted changes: (lsn, turn, status, payload)
         self._commit_waiters: deque[tuple[int, Any]] = deque()
@@ -142,6 +143,12 @@ class HostedPartition:
         if activation.queue is None:
             activation.queue = deque()
         activation.queue.append(turn)
+
+    def history_is_lost(self, known_lsn: int) -> HostUnavailableError:
+        """A client knows a position that this log does not have: the disk went back in time, and may not be served from (I6)."""
+        what = f"partition {self.id} ends at position {self.replica.last_lsn}, and a client knows position {known_lsn}"
+        logger.error("history lost partition=%d last_lsn=%d known_lsn=%d", self.id, self.replica.last_lsn, known_lsn)
+        return HostUnavailableError(f"{what}: the data directory of this host has lost history; put it back", retry_after_s=1.0)
 
     @property
     def store_has_failed(self) -> bool:
@@ -323,11 +330,17 @@ class HostedPartition:
                 session = self.sessions.open(client_id, self.sessions.evicted_lsn)
                 assert session is not None
                 marks.append(ClientMark(client_id, session.heard, session.heard_anywhere))
-            record = LogRecord(epoch, first_lsn, self._durable.next_time_ms(wall_clock_ms()), marks, self._entries)
+            record = LogRecord(epoch, first_lsn, self._time_ms(now_ns), marks, self._entries)
             self._durable.append(batch, record)
             self._in_flight.append(InFlight(record, self._turns))
             self._entries, self._turns, self._clients = [], [], {}
         self._apply(batch)
+
+    def _time_ms(self, now_ns: int) -> int:
+        """Time of the next record: the date of the start, then the monotonic clock, so that a clock that jumps ages nothing."""
+        if self._clock_offset_ms is None:
+            self._clock_offset_ms = max(wall_clock_ms(), self._durable.last_time_ms) - now_ns // 1_000_000
+        return max(self._durable.last_time_ms, now_ns // 1_000_000 + self._clock_offset_ms)
 
     def synced(self, now_ns: int) -> None:
         """Everything handed to `write_record` so far is durable."""

@@ -33,6 +33,7 @@ class Residents:
         self.bytes += activation.bytes
 
     def removed(self, activation: Activation) -> None:
+        self.dropped_total += 1
         self.count -= 1
         self.bytes -= activation.bytes
 
@@ -47,6 +48,7 @@ class Residents:
             activation = ring.popleft()
             if activation.dead:
                 continue
+            activation.settle()
             size = activation.size_bytes()
             self.bytes += size - activation.bytes
             activation.bytes = size
@@ -55,12 +57,7 @@ class Residents:
                 activation.last_used_s = now_s
             elif activation.last_used_s < idle_before or self.bytes > self._bytes_max:
                 activation.partition.deactivate(activation)
-                self.dropped_total += self._is_gone(activation)
             ring.append(activation)
-
-    @staticmethod
-    def _is_gone(activation: Activation) -> bool:
-        return activation.dead
 
     @property
     def over_limit(self) -> bool:

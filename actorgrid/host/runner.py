@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 import time
 import traceback
 from asyncio.tasks import _enter_task, _leave_task  # documented under "Extending" in the asyncio reference
@@ -42,6 +43,8 @@ from actorgrid.wire.messages import STATUS_ERROR, STATUS_OK, encode
 logger = logging.getLogger(__name__)
 
 TRACEBACK_CHARACTERS_MAX: Final = 8192
+#: Of a stand-in that nobody kept: the runner's, that of the step's frame, and that of the question.
+STAND_IN_REFERENCES: Final = 3
 ERROR_CHARACTERS_MAX: Final = 4096
 ERROR_BYTES_MAX: Final = 65_536
 
@@ -195,8 +198,8 @@ class Runner:
         """Run `turn` and then what has queued up behind it, until one of them waits for something."""
         activation = turn.activation
         while self._step(turn):
-            if activation.queue is None or activation.running:
-                return
+            if activation.queue is None or activation.running or activation.dead:
+                return  # what waits for a dead one goes to its successor
             following = self._next(activation)
             if following is None:
                 return
@@ -217,7 +220,7 @@ class Runner:
 
     def resume_queue(self, activation: Activation) -> None:
         """Nothing is running in `activation` any more: go on with what waits."""
-        if activation.queue is not None and not activation.running:
+        if activation.queue is not None and not activation.running and not activation.dead:
             turn = self._next(activation)
             if turn is not None:
                 self._run_all(turn)
@@ -243,6 +246,8 @@ class Runner:
         self.turns_total += 1
         if activation.state.view is not None and turn.scope is None:
             activation.state.begin(activation.partition.applied_lsn, read=turn.method.read)
+        if activation.state.unchecked and not turn.method.read and turn.scope is None and activation.state.undo_unnoticed():
+            logger.error("a @grid.read method changed a field; the change was undone actor=%s", show_address(activation.address))
         watchdog, loop, stand_in = self._watchdog, self._loop, self._stand_in
         context = self._context.copy()
         _enter_task(loop, stand_in)  # type: ignore[arg-type]
@@ -263,7 +268,7 @@ class Runner:
             return False
         finally:
             _leave_task(loop, stand_in)  # type: ignore[arg-type]
-            if stand_in.used:
+            if stand_in.used or sys.getrefcount(stand_in) > STAND_IN_REFERENCES:
                 self._stand_in = FirstStepTask(loop)
         if watchdog.struck is not None:
             watchdog.settle(turn)
@@ -273,6 +278,8 @@ class Runner:
     def _suspend(
         self, turn: Turn, coroutine: Coroutine[Any, Any, Any], awaited: Any, context: contextvars.Context, stand_in: FirstStepTask
     ) -> None:
+        if turn.scope is not None:
+            turn.scope.pause()
         self.suspended[turn] = time.monotonic_ns()
         task = self._loop.create_task(self._go_on(turn, coroutine, awaited, stand_in), context=context)
         turn.task = task
@@ -345,6 +352,12 @@ class Runner:
                 each.task.cancel()
             activation.partition.admission.forget(each)
             each.answer(STATUS_ERROR, error_payload(error))
+        if not turn.client_id and turn.method.name == "on_activate":
+            # Those who wait are told now: a new activation would only hang in the same hook.
+            waiting, activation.queue = activation.queue, None
+            name = show_address(activation.address)
+            for waiter in waiting or ():
+                self.refuse(waiter, ActorError(f"{name} could not be activated: {error}", remote_type="TimeoutError", actor=name))
         activation.partition.drop(activation)
 
     def _finish(self, turn: Turn, value: Any, error: BaseException | None) -> None:
@@ -453,6 +466,8 @@ class _Rest:
                 raise
             except BaseException as error:  # noqa: BLE001 - whatever is thrown in belongs to the coroutine
                 thrown = error
+            if turn.scope is not None:
+                turn.scope.resume()
             watchdog.step += 1
             watchdog.current = turn
             try:
@@ -463,10 +478,14 @@ class _Rest:
                 watchdog.current = None
                 if watchdog.struck is not None:
                     watchdog.settle(turn)
+            if turn.scope is not None:
+                turn.scope.pause()
 
 
 def _as_wire_error(turn: Turn, error: BaseException) -> ActorGridError:
     """What the caller is told. Errors of the grid pass through; anything else the actor raised is an `ActorError`."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]  # a task group around one call
     if isinstance(error, _PASSED_ON):
         return error
     return _as_actor_error(turn, error)

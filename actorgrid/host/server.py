@@ -186,16 +186,23 @@ class HostConnection(asyncio.Protocol):
             elif self.role != messages.ROLE_HOST:
                 raise ProtocolError(f"a {self.role} may call in its own name only")
             if group.lowest_anywhere > watermarks.get(client_id, 0):
+                watermarks.pop(client_id, None)  # behind the others: the one that was not heard for longest stands first
                 watermarks[client_id] = group.lowest_anywhere
             partition = partitions.get(group.partition)
             if partition is None or not partition.serving:
-                refusal = error_payload(self._not_here(group.partition, known=partition is not None))
-                for call in group.calls:
-                    self.reply(call.correlation, messages.STATUS_ERROR, refusal)
+                self._refuse_all(group, self._not_here(group.partition, known=partition is not None))
                 continue
             lowest, lowest_anywhere, since_lsn = group.lowest, group.lowest_anywhere, group.since_lsn
+            if since_lsn > partition.replica.last_lsn:
+                self._refuse_all(group, partition.history_is_lost(since_lsn))
+                continue
             for call in group.calls:
                 partition.admit(call, client_id, lowest, lowest_anywhere, since_lsn, self, now_ns)
+
+    def _refuse_all(self, group: messages.CallGroup, error: ActorGridError) -> None:
+        refusal = error_payload(error)
+        for call in group.calls:
+            self.reply(call.correlation, messages.STATUS_ERROR, refusal)
 
     def _not_here(self, partition: int, *, known: bool) -> ActorGridError:
         if known:

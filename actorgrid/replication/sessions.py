@@ -4,10 +4,10 @@ A session is the memory of one client. Its records are made and freed only by ap
 same ones (I11); the client frees them by saying how far it has answers. What is running at the moment is the primary's own
 knowledge and is kept beside the records in ``running``; the host puts its turns there.
 
-Sessions leave by a rule without clocks: when more than ``sessions_max`` clients are remembered, the one whose last entry is oldest
-is forgotten, and the highest such position is kept as ``evicted_lsn``. A client that is not remembered may have been forgotten.
-Its request says from which position on it can have been executed (``since_lsn``): nothing forgotten lies there unless
-``since_lsn < evicted_lsn``, and then the request is refused rather than run a second time. A session that begins anew keeps the
+Sessions leave by a rule without clocks: when more than ``sessions_max`` clients or ``bytes_max`` of results are remembered, the one
+whose last entry is oldest is forgotten, and the highest such position is kept as ``evicted_lsn``. A client that is not remembered may
+have been forgotten. Its request says from which position on it can have been executed (``since_lsn``): nothing forgotten lies there
+unless ``since_lsn < evicted_lsn``, and then the request is refused rather than run a second time. A session that begins anew keeps the
 ``evicted_lsn`` of that moment as its ``floor_lsn``: what its client may have sent in a life before that is refused for good.
 """
 
@@ -49,13 +49,27 @@ class Decision(enum.Enum):
 class Session:
     """What is remembered of one client in one partition."""
 
-    __slots__ = ("floor_lsn", "heard", "heard_anywhere", "last_lsn", "lowest", "lowest_anywhere", "nested", "order", "records", "running")
+    __slots__ = (
+        "bytes",
+        "floor_lsn",
+        "heard",
+        "heard_anywhere",
+        "last_lsn",
+        "lowest",
+        "lowest_anywhere",
+        "nested",
+        "order",
+        "records",
+        "running",
+    )
 
     def __init__(self, floor_lsn: int = 0) -> None:
         #: Nothing of this client that was executed up to here is remembered, so a request from before is not executed.
         self.floor_lsn = floor_lsn
         #: Counts the table's marks: sessions are forgotten in this order, also after a restart.
         self.order = 0
+        #: Size of the results kept.
+        self.bytes = 0
         self.lowest = 0
         self.lowest_anywhere = 0
         self.records: dict[int, SessionRecord] = {}
@@ -86,7 +100,9 @@ class Session:
         number = key[0]  # type: ignore[index]
         return Decision.STALE if number < self.heard_anywhere or number < self.lowest_anywhere else Decision.NEW
 
-    def __len__(self) -> int:
+    @property
+    def record_count(self) -> int:
+        # Not __len__: a session without records would be false, and taken for none by every ``or``.
         return len(self.records) + len(self.nested)
 
 
@@ -108,10 +124,13 @@ class SessionTable:
     """The sessions of one partition.
 
     :param sessions_max: clients remembered; the same on every replica of the grid, since it decides what is forgotten (I11)
+    :param bytes_max: size of the results remembered, over all clients; so is this
     """
 
-    def __init__(self, sessions_max: int) -> None:
+    def __init__(self, sessions_max: int, bytes_max: int = 1 << 62) -> None:
         self.sessions_max = sessions_max
+        self.bytes_max = bytes_max
+        self.bytes = 0
         self.evicted_lsn = 0
         self._marks = 0
         self._sessions: dict[bytes, Session] = {}
@@ -154,11 +173,16 @@ class SessionTable:
             if entry.client != NO_CLIENT and entry.key is None:
                 session = sessions[entry.client]
                 remembered = SessionRecord(entry.digest, entry.status, entry.result, lsn)
+                session.bytes += len(entry.result)
+                if record.clients[entry.client].client_id in self._sessions:  # and was not forgotten for a later client of this record
+                    self.bytes += len(entry.result)
                 if entry.path:
                     session.nested[entry.number, entry.path] = remembered
                 else:
                     session.records[entry.number] = remembered
             lsn += 1
+        while self.bytes > self.bytes_max and len(self._sessions) > 1:
+            self._forget_oldest()
         return sessions
 
     def _mark(self, mark: ClientMark, lsn: int) -> Session:
@@ -181,7 +205,9 @@ class SessionTable:
             session.lowest = lowest
         if lowest_anywhere > session.lowest_anywhere:
             session.lowest_anywhere = lowest_anywhere
-        _free_below(session, lowest, lowest_anywhere)
+        freed = _free_below(session, lowest, lowest_anywhere)
+        session.bytes -= freed
+        self.bytes -= freed
         self._changed[client_id] = None
         while len(self._sessions) > self.sessions_max:
             self._forget_oldest()
@@ -190,6 +216,7 @@ class SessionTable:
     def _forget_oldest(self) -> None:
         oldest = next(iter(self._sessions))
         session = self._sessions.pop(oldest)
+        self.bytes -= session.bytes
         self.evicted_lsn = max(self.evicted_lsn, session.last_lsn)
         self._changed.pop(oldest, None)
         self._forgotten[oldest] = None
@@ -217,6 +244,8 @@ class SessionTable:
         session.lowest, session.lowest_anywhere, session.last_lsn = decoded.lowest, decoded.lowest_anywhere, decoded.last_lsn
         session.records = dict(decoded.records)
         session.nested = {(number, path): record for number, path, record in decoded.nested}
+        session.bytes = sum(len(record.result) for records in (session.records, session.nested) for record in records.values())
+        self.bytes += session.bytes
         self._sessions[client_id] = session
 
     def loaded(self, evicted_lsn: int) -> None:
@@ -226,7 +255,9 @@ class SessionTable:
         self._marks = max((session.order for session in self._sessions.values()), default=0)
 
 
-def _free_below(session: Session, lowest: int, lowest_anywhere: int) -> None:
+def _free_below(session: Session, lowest: int, lowest_anywhere: int) -> int:
+    """Free what the client has answers to; the size of the results freed."""
+    freed = 0
     # Records are in order of execution, nearly that of numbers: stopping at the first one still wanted keeps this cheap, and what it
     # leaves behind is freed by a later call.
     records = session.records
@@ -234,13 +265,14 @@ def _free_below(session: Session, lowest: int, lowest_anywhere: int) -> None:
         number = next(iter(records))
         if number >= lowest:
             break
-        del records[number]
+        freed += len(records.pop(number).result)
     nested = session.nested
     while nested:
         key = next(iter(nested))
         if key[0] >= lowest_anywhere:
             break
-        del nested[key]
+        freed += len(nested.pop(key).result)
+    return freed
 
 
 def _image_of(session: Session) -> bytes:

@@ -138,9 +138,9 @@ class ReplicaStore:
     def save_epoch(self, batch: Batch, epoch: int) -> None:
         batch.put(self._prefix + keys.META_EPOCH, epoch.to_bytes(8, "big"))
 
-    def next_time_ms(self, now_ms: int) -> int:
-        """The time of the next record: `now_ms`, but never less than the last one's."""
-        self._time_ms = max(self._time_ms, now_ms)
+    @property
+    def last_time_ms(self) -> int:
+        """The time of the last record; 0 if there is none."""
         return self._time_ms
 
     def append(self, batch: Batch, record: LogRecord) -> None:
@@ -148,6 +148,7 @@ class ReplicaStore:
         data = encode_record(record)
         batch.append_log(self._prefix + keys.lsn_key(record.last_lsn), data)
         self._keep(record.last_lsn, len(data))
+        self._time_ms = record.time_ms
 
     def _keep(self, last_lsn: int, size: int) -> None:
         self._kept.append((last_lsn, size))

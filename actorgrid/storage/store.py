@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -44,11 +45,12 @@ class StoreIdentity(msgspec.Struct, frozen=True):
 class Batch:
     """Changes that become visible and durable together."""
 
-    __slots__ = ("_batch", "_log")
+    # The store's handle of the log family is not kept here: it would keep the whole database open.
+    __slots__ = ("_batch", "_store")
 
-    def __init__(self, log_family: object) -> None:
+    def __init__(self, store: Store) -> None:
         self._batch = WriteBatch(raw_mode=True)
-        self._log = log_family
+        self._store = store
 
     def put(self, key: bytes, value: bytes) -> None:
         self._batch.put(key, value)
@@ -57,11 +59,11 @@ class Batch:
         self._batch.delete(key)
 
     def append_log(self, key: bytes, record: bytes) -> None:
-        self._batch.put(key, record, self._log)
+        self._batch.put(key, record, self._store._log_handle)
 
     def truncate_log(self, start: bytes, stop: bytes) -> None:
         """Drop log records with ``start <= key < stop``."""
-        self._batch.delete_range(start, stop, self._log)
+        self._batch.delete_range(start, stop, self._store._log_handle)
 
     def size_bytes(self) -> int:
         return int(self._batch.size_in_bytes())
@@ -99,12 +101,21 @@ class Store:
 
     def _check_identity(self, identity: StoreIdentity) -> None:
         stored = self.get(keys.IDENTITY_KEY)
+        mark = self.path.with_name(self.path.name + ".created")
         if stored is None:
+            if mark.exists():
+                raise SettingsError(
+                    f"{self.path} is empty, and {mark.name} beside it says that it once had data: put the data back, or remove that file "
+                    "to begin anew and lose what was there"
+                )
             batch = self.batch()
             batch.put(keys.IDENTITY_KEY, msgspec.json.encode(identity))
             self.write(batch)
             self.sync_now()
+            _write_mark(mark)
             return
+        if not mark.exists():
+            _write_mark(mark)
         found = msgspec.json.decode(stored, type=StoreIdentity)
         problems = [
             f"{self.path} holds {what} {getattr(found, name)!r}, this host was started for {getattr(identity, name)!r}"
@@ -174,7 +185,7 @@ class Store:
     # -- writing
 
     def batch(self) -> Batch:
-        return Batch(self._log_handle)
+        return Batch(self)
 
     def write(self, batch: Batch) -> None:
         """Make `batch` visible; it is durable after the next `sync`.
@@ -184,7 +195,6 @@ class Store:
         self._refuse_if_failed()
         try:
             self._db.write(batch._batch, self._unsynced_write)
-            batch._log = None  # the handle of a column family keeps the whole database open
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception for everything
             raise self._fail("write", error) from None
 
@@ -237,6 +247,19 @@ class Store:
             self._db.close()
 
 
+def _write_mark(mark: Path) -> None:
+    """A file outside the store by which an emptied store is told from a new one."""
+    with mark.open("w") as file:
+        file.write("The store beside this file has data. Without the store, this file keeps the host from starting with an empty one.\n")
+        file.flush()
+        os.fsync(file.fileno())
+    directory = os.open(mark.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
 def _classify(message: str) -> StorageError:
     if "No space left" in message or "Disk quota" in message:
         return DiskFullError(message)
@@ -258,7 +281,8 @@ def _options() -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
-    # The default mode drops synced data behind a flipped byte without a word (tests/storage shows it); this one accepts a torn tail and nothing else.
+    # The default mode drops synced data behind a flipped byte without a word (tests/storage shows it);
+    # this one accepts a torn tail and nothing else.
     options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
     options.set_paranoid_checks(True)
     options.set_write_buffer_size(64 * MIB)

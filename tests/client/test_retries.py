@@ -837,6 +837,7 @@ def test_a_nested_call_carries_the_request_id_of_its_root_and_leaves_the_result_
                 "chain": ("Account\0alice",),
                 "again": False,
                 "lowest_anywhere": 6,
+                "key": None,
                 "timeout_s": 2.0,
             }
             return caller.submit_nested(**arguments | changes)

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from actorgrid.wire.messages import HostInfo
 HERE = Path(__file__).parent
 CLUSTER = "grid-of-the-test"
 PARTITIONS = 4
-QUICK = ClientSettings(timeout_s=10.0, connect_timeout_s=0.5, retry_first_s=0.005, retry_max_s=0.05)
+QUICK = ClientSettings(timeout_s=5.0, connect_timeout_s=0.5, retry_first_s=0.005, retry_max_s=0.05)
 
 
 def free_port() -> int:
@@ -97,7 +97,7 @@ def seeds(hosts: list[Host]) -> str:
     return ",".join(f"127.0.0.1:{host.port}" for host in hosts)
 
 
-def run(main: Callable[[], Coroutine[Any, Any, None]], timeout_s: float = 30.0, *, problems_allowed: bool = False) -> None:
+def run(main: Callable[[], Coroutine[Any, Any, None]], timeout_s: float = 12.0, *, problems_allowed: bool = False) -> None:
     """Run a test's coroutine on uvloop; afterwards no task may be left and nothing may have gone wrong unheard."""
     host_actors.SEEN.clear()
     host_actors.GATES.clear()
@@ -108,14 +108,24 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], timeout_s: float = 30.0, 
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
         async with asyncio.timeout(timeout_s):
             await main()
-        await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
         gc.collect()
-        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and not task.done()]
         assert not left, left
         assert problems_allowed or not problems, problems
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(guarded())
+
+
+async def awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def soon(awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
+    """A task that waits for `awaitable`."""
+    return asyncio.get_running_loop().create_task(awaited(awaitable))
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
@@ -142,6 +152,8 @@ class Raw:
         self._frames = FrameReader(64 << 20)
         hello = messages.Hello(messages.MAGIC, 1, 1, "", role, self.client_id)
         self._writer.write(frame(messages.encode(hello)))
+        header = await self._reader.readexactly(4)  # the answer first: until then a host reads handshakes only
+        await self._reader.readexactly(int.from_bytes(header, "big"))
         self._task = asyncio.create_task(self._read())
         return self
 
@@ -171,7 +183,7 @@ class Raw:
         group = messages.CallGroup(partition_of(to, PARTITIONS), client_id, lowest, anywhere, since, [call])
         self._writer.write(frame(messages.encode(messages.Calls([group]))))
 
-    async def answer(self, number: int, index: int = 0, timeout_s: float = 10.0) -> Any:
+    async def answer(self, number: int, index: int = 0, timeout_s: float = 5.0) -> Any:
         await until(lambda: len(self.answers.get(number, ())) > index, timeout_s)
         return self.answers[number][index]
 
