@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
@@ -32,6 +33,10 @@ from actorgrid.wire.framing import FrameReader, frame, frames_of
 from actorgrid.wire.handshake import accept_hello, read_hello
 
 logger = logging.getLogger(__name__)
+
+#: How long one connection may keep the loop to itself, looked at after so many calls.
+SLICE_NS: Final = 10_000_000
+CALLS_PER_LOOK: Final = 128
 
 
 class Service(Protocol):
@@ -82,6 +87,11 @@ class HostConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._out: list[bytes] = []
         self._flush_scheduled = False
+        self._backlog: deque[messages.CallGroup] = deque()
+        self._position = 0  # in the first group of the backlog
+        self._is_working_later = False
+        self._is_write_paused = False
+        self._is_read_paused = False
         self.client_id = b""
         self.role = ""
         self.peer = "?"
@@ -105,6 +115,7 @@ class HostConnection(asyncio.Protocol):
         self._connections.pop(self, None)
         self._transport = None
         self._out.clear()
+        self._backlog.clear()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -118,13 +129,22 @@ class HostConnection(asyncio.Protocol):
             self._refuse(error)
 
     def pause_writing(self) -> None:
-        # The peer does not read its answers: take no more work from it.
-        if self._transport is not None:
-            self._transport.pause_reading()
+        self._is_write_paused = True
+        self._pause_or_resume()
 
     def resume_writing(self) -> None:
-        if self._transport is not None:
-            self._transport.resume_reading()
+        self._is_write_paused = False
+        self._pause_or_resume()
+
+    def _pause_or_resume(self) -> None:
+        """Read nothing more from a peer that does not read its answers, or that has sent more than a slice of work."""
+        paused = self._is_write_paused or self._is_working_later
+        if paused != self._is_read_paused and self._transport is not None and not self._transport.is_closing():
+            self._is_read_paused = paused
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
 
     # -- handshake
 
@@ -177,31 +197,52 @@ class HostConnection(asyncio.Protocol):
                 pass
 
     def _take_calls(self, groups: list[messages.CallGroup]) -> None:
+        if self.role != messages.ROLE_HOST and any(group.client_id for group in groups):
+            raise ProtocolError(f"a {self.role} may call in its own name only")
+        self._backlog.extend(groups)
+        if not self._is_working_later:
+            self._work()
+
+    def _work(self) -> None:
+        """Admit what has arrived, for one slice of time; what is left follows after everyone else had the loop."""
+        self._is_working_later = False
         now_ns = time.monotonic_ns()
-        partitions, watermarks = self._service.partitions, self._service.watermarks
-        for group in groups:
-            client_id = group.client_id
-            if not client_id:
-                client_id = self.client_id
-            elif self.role != messages.ROLE_HOST:
-                raise ProtocolError(f"a {self.role} may call in its own name only")
-            if group.lowest_anywhere > watermarks.get(client_id, 0):
-                watermarks.pop(client_id, None)  # behind the others: the one that was not heard for longest stands first
-                watermarks[client_id] = group.lowest_anywhere
-            partition = partitions.get(group.partition)
-            if partition is None or not partition.serving:
-                self._refuse_all(group, self._not_here(group.partition, known=partition is not None))
-                continue
-            lowest, lowest_anywhere, since_lsn = group.lowest, group.lowest_anywhere, group.since_lsn
-            if since_lsn > partition.replica.last_lsn:
-                self._refuse_all(group, partition.history_is_lost(since_lsn))
-                continue
-            for call in group.calls:
-                partition.admit(call, client_id, lowest, lowest_anywhere, since_lsn, self, now_ns)
+        backlog = self._backlog
+        while backlog:
+            if self._admit_some(backlog[0], now_ns):
+                backlog.popleft()
+                self._position = 0
+            if backlog and time.monotonic_ns() - now_ns > SLICE_NS:
+                self._is_working_later = True
+                self._loop.call_soon(self._work)
+                break
+        self._pause_or_resume()
+
+    def _admit_some(self, group: messages.CallGroup, now_ns: int) -> bool:
+        """Admit the next calls of `group`; whether those were the last."""
+        client_id = group.client_id or self.client_id
+        watermarks = self._service.watermarks
+        if group.lowest_anywhere > watermarks.get(client_id, 0):
+            watermarks.pop(client_id, None)  # behind the others: the one that was not heard for longest stands first
+            watermarks[client_id] = group.lowest_anywhere
+        partition = self._service.partitions.get(group.partition)
+        if partition is None or not partition.serving:
+            self._refuse_all(group, self._not_here(group.partition, known=partition is not None))
+            return True
+        lowest, lowest_anywhere, since_lsn = group.lowest, group.lowest_anywhere, group.since_lsn
+        if since_lsn > partition.replica.last_lsn:
+            self._refuse_all(group, partition.history_is_lost(since_lsn))
+            return True
+        calls, start = group.calls, self._position
+        stop = start + CALLS_PER_LOOK
+        for call in calls[start:stop] if start or len(calls) > stop else calls:
+            partition.admit(call, client_id, lowest, lowest_anywhere, since_lsn, self, now_ns)
+        self._position = stop
+        return stop >= len(calls)
 
     def _refuse_all(self, group: messages.CallGroup, error: ActorGridError) -> None:
         refusal = error_payload(error)
-        for call in group.calls:
+        for call in group.calls[self._position :]:
             self.reply(call.correlation, messages.STATUS_ERROR, refusal)
 
     def _not_here(self, partition: int, *, known: bool) -> ActorGridError:
