@@ -7,6 +7,8 @@ the log is kept at least back to the checkpoint (I9).
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -72,6 +74,7 @@ class ReplicaStore:
         self._settings = settings
         self._prefix = keys.replica_prefix(partition, FIRST_INCARNATION)
         self._unapplied: dict[bytes, bytes | None] = {}
+        self._new_expiries: list[bytes] = []  # of idempotency records in `_unapplied`
         self._kept: deque[tuple[int, int]] = deque()  # (last lsn, bytes) of each log record
         self._checkpoint_lsn = 0
         self._time_ms = 0
@@ -171,17 +174,21 @@ class ReplicaStore:
         record_key = keys.idempotency_key(address, key)
         unapplied[prefix + record_key] = _encode(remembered)
         expiry_ms = record.time_ms + int(self._settings.idempotency_retention_s * 1000)
-        unapplied[prefix + keys.expiry_key(expiry_ms, record_key)] = b""
         start = prefix + keys.EXPIRY
-        dropped = 0
-        for expiry, _ in self._store.scan(start, start + record.time_ms.to_bytes(8, "big")):
-            if expiry in unapplied:
-                continue
-            unapplied[expiry] = None
-            unapplied.setdefault(prefix + expiry[len(start) + 8 :], None)
-            dropped += 1
-            if dropped == EXPIRED_PER_ENTRY_MAX:
-                break
+        expired = list(itertools.islice(self._expired(start, start + record.time_ms.to_bytes(8, "big")), EXPIRED_PER_ENTRY_MAX))
+        expiry = prefix + keys.expiry_key(expiry_ms, record_key)
+        unapplied[expiry] = b""
+        self._new_expiries.append(expiry)
+        for gone in expired:
+            unapplied[gone] = None
+            unapplied[prefix + gone[len(start) + 8 :]] = None
+
+    def _expired(self, start: bytes, stop: bytes) -> Iterator[bytes]:
+        """Expiry keys in the range, oldest first: what is applied and what is not yet, so that it does not matter what is."""
+        unapplied = self._unapplied
+        applied = (key for key, _ in self._store.scan(start, stop) if key not in unapplied)
+        waiting = (key for key in sorted(self._new_expiries) if key < stop and unapplied.get(key) is not None)
+        return heapq.merge(applied, waiting)
 
     def apply(self, batch: Batch, committed_lsn: int) -> bool:
         """Put what was collected into the state, and say up to where; now and then also a checkpoint of the sessions.
@@ -196,6 +203,7 @@ class ReplicaStore:
             else:
                 batch.put(key, value)
         self._unapplied.clear()
+        self._new_expiries.clear()
         batch.put(self._prefix + keys.META_APPLIED, committed_lsn.to_bytes(8, "big"))
         self.applied_lsn = committed_lsn
         if committed_lsn - self._checkpoint_lsn >= self._settings.session_checkpoint_entries:
