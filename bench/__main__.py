@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,7 +121,7 @@ async def _memory(client: grid.Client, pids: list[int], activations: int) -> dic
 
 
 def _print(rows: list[Row], memory: dict[str, Any] | None) -> None:
-    out = Console()
+    out = Console(width=None if sys.stdout.isatty() else 110)
     if rows:
         table = Table("call", title="closed loop, one client process, synced before every answer")
         for name in ("in flight", "calls/s", "p50 ms", "p99 ms", "slowest ms", "CPU us a call", "busy", "steal"):
