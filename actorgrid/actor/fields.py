@@ -241,7 +241,7 @@ class ActorState:
             try:
                 encoded = encode(values[name])
                 if encoded != self.containers[index] or index in self.moving:
-                    _check_comes_back(values[name], encoded, decode(encoded))
+                    check_comes_back(values[name], encoded, decode(encoded))
                     containers.append((index, encoded))
                     changes.append((suffix, encoded))
             except KeyError:
@@ -405,7 +405,7 @@ class ActorState:
                 collection.forget()
 
 
-def _check_comes_back(value: Any, encoded: bytes, decoded: Any) -> None:
+def check_comes_back(value: Any, encoded: bytes, decoded: Any) -> None:
     """A subclass with fields of its own would come back without them, for example.
 
     :raises TypeError: `value` would not be read back as it is

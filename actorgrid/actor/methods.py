@@ -7,6 +7,7 @@ may leave out trailing arguments that have one. Keyword arguments are bound to p
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -203,7 +204,21 @@ def _in_order(value: Any) -> Any:
         return [_in_order(item) for item in value]
     if isinstance(value, dict):
         return {key: _in_order(item) for key, item in value.items()}
+    if isinstance(value, msgspec.Struct):
+        return _struct_in_order(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _in_order(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return value
+
+
+def _struct_in_order(value: msgspec.Struct) -> Any:
+    """What msgspec makes of a Struct, with its sets in order."""
+    config = value.__struct_config__
+    parts = [_in_order(getattr(value, name)) for name in value.__struct_fields__]
+    if config.array_like:
+        return parts if config.tag is None else [config.tag, *parts]
+    named = dict(zip(value.__struct_encode_fields__, parts, strict=True))
+    return named if config.tag is None else {config.tag_field: config.tag, **named}
 
 
 def _why_unencodable(value: Any, error: Exception) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Raw
 
-from actorgrid.actor.fields import ENCODING_ERRORS, RECORD_SUFFIX, ActorState, Change, encode, plain_words
+from actorgrid.actor.fields import ENCODING_ERRORS, RECORD_SUFFIX, ActorState, Change, check_comes_back, encode, plain_words
 
 _decode_fields = msgspec.msgpack.Decoder(dict[str, Raw]).decode
 
@@ -122,8 +122,8 @@ class ReentrantScope:
         for index in containers:
             name, suffix, decode, _ = shape.containers[index]
             try:
-                decode(self._seen[name])
-            except msgspec.MsgspecError as error:
+                check_comes_back(state.values[name], self._seen[name], decode(self._seen[name]))
+            except (TypeError, msgspec.MsgspecError) as error:
                 raise TypeError(f"{shape.type_name}: field {name}: {plain_words(error)}") from None
             changes.append((suffix, self._seen[name]))
         view = state.view
@@ -132,6 +132,7 @@ class ReentrantScope:
                 collection.flush()
             changes += view.take_changes()
             self.took_entries = True
+        state.check_size(changes)
         state.record = record
         for index in containers:
             state.containers[index] = self._seen[shape.containers[index][0]]
