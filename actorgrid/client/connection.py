@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
                 self._receive(payload)
         except ProtocolError as error:
             log.warning("host broke the protocol host=%s error=%s", self.name, error)
-            self.close(error)
+            self.close(error if self.welcome is not None else ProtocolError(f"{self.name} does not speak this protocol ({error})"))
 
     def pause_writing(self) -> None:
         """The peer reads slowly."""
