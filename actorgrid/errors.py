@@ -17,6 +17,7 @@
         ReconfigurationPendingError
         HostUnavailableError
         OverloadedError
+        DeadlockError
       OutcomeUnknownError
         DeadlineExceededError
         WriteInDoubtError
@@ -44,6 +45,7 @@ __all__ = [
     "ActorGridError",
     "CorruptLogError",
     "DeadlineExceededError",
+    "DeadlockError",
     "DiskFullError",
     "HostUnavailableError",
     "InvalidArgumentError",
@@ -183,6 +185,14 @@ class HostUnavailableError(TransientError):
 
 class OverloadedError(TransientError):
     """A bounded queue is full: the actor's, the host's, or the session's window. Slow down, or add hosts."""
+
+
+class DeadlockError(TransientError):
+    """Two turns call each other's actors at the same moment, and neither can go on.
+
+    Raised inside one of them, at its call; left alone it undoes that turn, frees its actors, and the client runs it again under the same
+    request id. Calls that the turn had already made are answered from their records then.
+    """
 
 
 class OutcomeUnknownError(ActorGridError):

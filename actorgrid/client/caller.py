@@ -31,6 +31,7 @@ from actorgrid.client.parking import ParkingLot
 from actorgrid.client.pending import Origin, PendingCall, error_at_close, error_at_deadline
 from actorgrid.errors import (
     ActorGridError,
+    DeadlockError,
     HostUnavailableError,
     InvalidArgumentError,
     NotPrimaryError,
@@ -487,6 +488,8 @@ class Caller:
         call.last_error = error
         if isinstance(error, NotPrimaryError):
             self._redirect(call, error, refused_by)
+        elif isinstance(error, DeadlockError) and call.origin is not None:
+            self._fail(call, error)  # the turn that made it has to give way, not ask again
         elif isinstance(error, TransientError):
             self._parking.park(call, error.retry_after_s)
         elif isinstance(error, WriteInDoubtError):

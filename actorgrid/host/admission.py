@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 from actorgrid.actor.definition import ActorType
 from actorgrid.errors import (
     ActorGridError,
+    DeadlockError,
     HostUnavailableError,
     NonDeterministicTurnError,
     OverloadedError,
@@ -103,6 +104,8 @@ class Admission:
                 if turn.chain and activation.address in turn.chain:
                     self._admit_reentrant(turn)
                 else:
+                    if turn.chain and activation.running:
+                        _refuse_deadlock(turn)
                     self._runner.submit(turn)
             except ActorGridError:
                 self.forget(turn)
@@ -271,6 +274,21 @@ class Admission:
         self._reentrant_waiting.clear()
         self._keys_running.clear()
         return waiting
+
+
+def _refuse_deadlock(turn: Turn) -> None:
+    """Whether the actor's running turn waits for an actor that in turn waits for `turn`. Each call notes what it waits for before it
+    leaves, so of two turns that call each other at least the second to arrive is found.
+
+    :raises DeadlockError: it does
+    """
+    for running in turn.activation.running:
+        held = next((address for address in running.waiting_for if address in turn.chain), None)
+        if held is not None:
+            raise DeadlockError(
+                f"{turn.method.qualified_name} waits for {show_address(turn.activation.address)}, "
+                f"whose turn {running.method.qualified_name} waits for {show_address(held)}, which waits for this call"
+            )
 
 
 def _waits_for(innermost: Turn, call: Turn) -> bool:

@@ -21,6 +21,7 @@ from actorgrid.actor.methods import Method
 from actorgrid.errors import (
     ActorGridError,
     DeadlineExceededError,
+    DeadlockError,
     HostUnavailableError,
     InvalidArgumentError,
     ReentrancyError,
@@ -166,10 +167,16 @@ class OutgoingCalls:
             )
         target = partition_of(address, self._partition_count)
         partition = self._partitions.get(target)
-        if partition is None:
-            payload = await self._call_remote(turn, target, method, address, args, path, chain)
-        else:
-            payload = await self._call_local(turn, partition, method, address, args, path, chain)
+        turn.waiting_for = (*turn.waiting_for, address)
+        try:
+            if partition is None:
+                payload = await self._call_remote(turn, target, method, address, args, path, chain)
+            else:
+                payload = await self._call_local(turn, partition, method, address, args, path, chain)
+        finally:
+            waiting = list(turn.waiting_for)
+            waiting.remove(address)
+            turn.waiting_for = tuple(waiting)
         return method.decode_result(payload)
 
     async def _until_committed(self, turn: Turn) -> None:
@@ -226,7 +233,7 @@ class OutgoingCalls:
             if status == STATUS_OK:
                 return payload
             error = _error_of(payload)
-            if not isinstance(error, TransientError | WriteInDoubtError):
+            if isinstance(error, DeadlockError) or not isinstance(error, TransientError | WriteInDoubtError):
                 raise error
             if turn.deadline_s <= delay_s:
                 raise DeadlineExceededError(f"{method.qualified_name} of {show_address(address)} could not be called in time: {error}")

@@ -23,6 +23,7 @@ from actorgrid.errors import (
     ActorError,
     ActorGridError,
     DeadlineExceededError,
+    DeadlockError,
     NonDeterministicTurnError,
     OverloadedError,
     PayloadTooLargeError,
@@ -389,11 +390,12 @@ class Runner:
                     changes = state.changes() if scope is None else scope.changes()
             except Exception as wrong:  # noqa: BLE001 - decoding runs code of the application's own types, which may raise anything
                 error = wrong
-        status = STATUS_OK
+        status, run_again = STATUS_OK, False
         if error is not None:
             self.turns_failed += 1
             status = STATUS_ERROR
-            payload = error_payload(_as_wire_error(turn, error))
+            run_again = bool(turn.client_id) and _may_run_again(turn, error)
+            payload = error_payload(_alone(error) if run_again else _as_wire_error(turn, error))
             try:
                 (state if scope is None else scope).rollback()
             except Exception:
@@ -406,10 +408,10 @@ class Runner:
         partition = activation.partition
         if method.read:
             partition.answer_read(turn, status, payload)
-        elif isinstance(error, TransientError) and turn.client_id and turn.calls_made == 0:
-            # The actor asks its caller to come again, and nothing happened: not to be remembered as this request's answer.
+        elif run_again:
+            # The caller is to come again, and nothing happened: not to be remembered as this request's answer.
             partition.admission.forget(turn)
-            turn.answer(STATUS_ERROR, error_payload(error))
+            turn.answer(STATUS_ERROR, payload)
         else:
             partition.log(turn, status, payload, changes)
         if scope is None and state.view is not None:
@@ -482,10 +484,22 @@ class _Rest:
                 turn.scope.pause()
 
 
+def _alone(error: BaseException) -> Any:
+    """The one error in a task group around one call, or `error` itself."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _may_run_again(turn: Turn, error: BaseException) -> bool:
+    """Whether a turn that ended with `error` is best forgotten and executed again under the same request id."""
+    alone = _alone(error)
+    return isinstance(alone, DeadlockError) or (isinstance(alone, TransientError) and turn.calls_made == 0)
+
+
 def _as_wire_error(turn: Turn, error: BaseException) -> ActorGridError:
     """What the caller is told. Errors of the grid pass through; anything else the actor raised is an `ActorError`."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]  # a task group around one call
+    error = _alone(error)
     if isinstance(error, _PASSED_ON):
         return error
     return _as_actor_error(turn, error)

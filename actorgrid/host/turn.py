@@ -51,6 +51,7 @@ class Turn(TurnContext):
     :ivar client_id: empty for hooks
     :ivar deadline_ns: monotonic
     :ivar waiters: who else asked under the same request id since
+    :ivar waiting_for: addresses of the actors whose answers it waits for
     """
 
     __slots__ = (
@@ -76,6 +77,7 @@ class Turn(TurnContext):
         "task",
         "timer",
         "waiters",
+        "waiting_for",
     )
 
     def __init__(
@@ -107,6 +109,7 @@ class Turn(TurnContext):
         self.session_key: int | tuple[int, tuple[int, ...]] | None = None
         self.waiters: list[tuple[Sink, int]] | None = None
         self.calls_made = 0
+        self.waiting_for: tuple[str, ...] = ()
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.scope: ReentrantScope | None = None

@@ -433,3 +433,27 @@ def die() -> int:
     import os
 
     os._exit(9)
+
+
+@grid.actor
+class Payer:
+    """Pays others, and is paid."""
+
+    balance: int = 0
+    changes: int = 0
+
+    async def pay(self, to: str, amount: int) -> int:
+        self.balance -= amount
+        self.changes += 1
+        await asyncio.sleep(0.002)
+        await grid.current().get(Payer, to).take(amount)
+        return self.balance
+
+    async def take(self, amount: int) -> int:
+        self.balance += amount
+        self.changes += 1
+        return self.balance
+
+    @grid.read
+    async def look(self) -> tuple[int, int]:
+        return self.balance, self.changes
