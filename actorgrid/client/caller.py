@@ -488,8 +488,12 @@ class Caller:
         call.last_error = error
         if isinstance(error, NotPrimaryError):
             self._redirect(call, error, refused_by)
-        elif isinstance(error, DeadlockError) and call.origin is not None:
-            self._fail(call, error)  # the turn that made it has to give way, not ask again
+        elif isinstance(error, DeadlockError):
+            if call.origin is not None:
+                self._fail(call, error)  # the turn that made it has to give way, not ask again
+                return
+            call.is_in_doubt = True  # the turn itself is undone, but calls that it had made are not
+            self._parking.park(call, error.retry_after_s)
         elif isinstance(error, TransientError):
             self._parking.park(call, error.retry_after_s)
         elif isinstance(error, WriteInDoubtError):

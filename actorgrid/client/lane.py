@@ -161,9 +161,12 @@ def encode_first(call: PendingCall, timeout_ms: int) -> bytes:
 
 
 def _encode_again(call: PendingCall, now: float) -> bytes:
-    """A retry: the same number, address, method and arguments; only the remaining time and ``again`` differ."""
+    """A retry: the same number, address, method and arguments; only the remaining time and ``again`` differ.
+
+    ``again`` says that an earlier send may have been executed, not merely that there was one: a refused call is as good as new.
+    """
     remaining_ms = max(1, int((call.deadline - now) * 1000))
-    return encode((call.number, call.address, call.method, remaining_ms, Raw(call.args), _extra(call, again=True)))
+    return encode((call.number, call.address, call.method, remaining_ms, Raw(call.args), _extra(call, again=call.is_in_doubt)))
 
 
 def _extra(call: PendingCall, *, again: bool) -> CallExtra:

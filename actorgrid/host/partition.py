@@ -437,7 +437,8 @@ class HostedPartition:
             for turn in activation.running:
                 if turn.task is not None:
                     turn.task.cancel()
-                turn.answer(STATUS_ERROR, refused)
+                # What it has changed is gone, what others did for it is not: it must be known as one that was sent before.
+                turn.answer(STATUS_ERROR, doubt if turn.calls_made else refused)
             for turn in activation.queue or ():
                 turn.answer(STATUS_ERROR, refused)
             activation.running, activation.queue = (), None

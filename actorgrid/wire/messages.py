@@ -90,7 +90,7 @@ class CallExtra(Struct, omit_defaults=True, gc=False):
     path: Annotated[tuple[Counter, ...], Meta(max_length=64)] = ()
     chain: Annotated[tuple[AddressText, ...], Meta(max_length=64)] = ()  #: actors that wait for this call, outermost first
     key: Annotated[str, Meta(max_length=512)] | None = None  #: idempotency key
-    again: bool = False  #: this request, or the one at the root of its chain, was sent before
+    again: bool = False  #: this request, or the one at the root of its chain, may have been executed before
 
 
 class Call(Struct, array_like=True, gc=False):
