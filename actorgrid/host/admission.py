@@ -260,6 +260,25 @@ class Admission:
             f"{actor_type.name} has no remote method {name!r:.100}; it has: {', '.join(sorted(actor_type.methods)) or 'none'}"
         )
 
+    def settle_deadlock(self, turn: Turn, address: str) -> None:
+        """`turn` is about to call `address`: a turn of that actor may already wait for this one, with its call in the queue here.
+
+        :raises DeadlockError: it does, and has the higher priority
+        """
+        activation = turn.activation
+        if activation.queue is None or activation.dead:
+            return
+        for queued in [queued for queued in activation.queue if address in queued.chain]:
+            if queued.chain[-1] != address:
+                continue
+            error = _deadlock(queued.method.qualified_name, activation.address, address)
+            if queued.priority < turn.priority:
+                raise error
+            activation.queue.remove(queued)
+            self._runner.refuse(queued, error)
+        if not activation.queue:
+            activation.queue = None
+
     def key_is_done(self, address: str, key: str) -> None:
         """The call with this idempotency key is committed: from now on its record answers."""
         self._keys_running.pop((address, key), None)
@@ -277,18 +296,21 @@ class Admission:
 
 
 def _refuse_deadlock(turn: Turn) -> None:
-    """Whether the actor's running turn waits for an actor that in turn waits for `turn`. Each call notes what it waits for before it
-    leaves, so of two turns that call each other at least the second to arrive is found.
+    """A call arrives at an actor whose running turn waits for an actor that in turn waits for this call: one of the two has to give way.
 
-    :raises DeadlockError: it does
+    Of two that call each other directly it is the one with the lower priority, wherever it is found: here, or by `settle_deadlock` if its
+    call was there first. That order is the same in every try, so one of them always gets through.
+
+    :raises DeadlockError: it is this one
     """
     for running in turn.activation.running:
         held = next((address for address in running.waiting_for if address in turn.chain), None)
-        if held is not None:
-            raise DeadlockError(
-                f"{turn.method.qualified_name} waits for {show_address(turn.activation.address)}, "
-                f"whose turn {running.method.qualified_name} waits for {show_address(held)}, which waits for this call"
-            )
+        if held is not None and (held != turn.chain[-1] or turn.priority > running.priority):
+            raise _deadlock(turn.method.qualified_name, turn.activation.address, held)
+
+
+def _deadlock(method: str, waits_for: str, held: str) -> DeadlockError:
+    return DeadlockError(f"{method} waits for {show_address(waits_for)}, which waits for {show_address(held)}, which waits for this call")
 
 
 def _waits_for(innermost: Turn, call: Turn) -> bool:

@@ -169,6 +169,7 @@ class OutgoingCalls:
         partition = self._partitions.get(target)
         turn.waiting_for = (*turn.waiting_for, address)
         try:
+            turn.activation.partition.admission.settle_deadlock(turn, address)
             if partition is None:
                 payload = await self._call_remote(turn, target, method, address, args, path, chain)
             else:

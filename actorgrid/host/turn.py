@@ -135,6 +135,11 @@ class Turn(TurnContext):
             raise OverloadedError(f"{len(self.waiters)} retries wait for one request, which is the limit", retry_after_s=0.1)
         self.waiters.append((sink, correlation))
 
+    @property
+    def priority(self) -> tuple[int, bytes, tuple[int, ...]]:
+        """Of two turns that wait for each other the greater gives way; the same in every try."""
+        return (self.number, self.client_id, self.path)
+
     def next_path(self) -> tuple[int, ...]:
         """Path of the next call this turn makes: the same in each execution, if the method decides the same way."""
         path = (*self.path, self.calls_made)
