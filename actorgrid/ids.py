@@ -21,10 +21,8 @@ Incarnation = NewType("Incarnation", int)  #: counts the lives of a replica or t
 ClientId = NewType("ClientId", bytes)  #: 16 random bytes
 Address = NewType("Address", str)  #: ``type\0id``
 
-SYSTEM_PARTITION = PartitionId(0)
 CLIENT_ID_BYTES = 16
 ACTOR_ID_BYTES_MAX = 1024  #: so that a storage key stays small beside its value
-HASH_SPACE = 1 << 64
 
 
 class RequestId(NamedTuple):

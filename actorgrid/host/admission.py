@@ -112,8 +112,7 @@ class Admission:
                 raise
         except StorageError as error:
             self._partition.store_failed(error)
-            refusal = HostUnavailableError(f"the store of this host cannot be read: {error}", retry_after_s=0.1)
-            sink.reply(call.correlation, STATUS_ERROR, error_payload(refusal))
+            sink.reply(call.correlation, STATUS_ERROR, error_payload(cannot_read(error)))
         except ActorGridError as error:
             sink.reply(call.correlation, STATUS_ERROR, error_payload(error))
 
@@ -293,6 +292,11 @@ class Admission:
         self._reentrant_waiting.clear()
         self._keys_running.clear()
         return waiting
+
+
+def cannot_read(error: StorageError) -> HostUnavailableError:
+    """What callers are told of a store that failed while their actor was being read: nothing happened, and a new process will serve."""
+    return HostUnavailableError(f"the store of this host cannot be read: {error}", retry_after_s=0.1)
 
 
 def _refuse_deadlock(turn: Turn) -> None:

@@ -11,18 +11,18 @@ import functools
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
 from actorgrid.actor.definition import ActorType, actor_type_of, method_of
 from actorgrid.actor.methods import Method
+from actorgrid.client.caller import Caller
 from actorgrid.errors import (
     ActorGridError,
     DeadlineExceededError,
     DeadlockError,
-    HostUnavailableError,
     InvalidArgumentError,
     ReentrancyError,
     RequestError,
@@ -42,27 +42,6 @@ T = TypeVar("T")
 CHAIN_LENGTH_MAX: Final = 32
 RETRY_FIRST_S: Final = 0.002
 RETRY_MAX_S: Final = 0.25
-
-
-class RemoteCaller(Protocol):
-    """What the host needs of a client's engine to reach other hosts; see `actorgrid.client.caller.Caller.submit_nested`."""
-
-    def submit_nested(
-        self,
-        *,
-        partition: int,
-        address: str,
-        method_name: str,
-        args: bytes,
-        client_id: bytes,
-        number: int,
-        path: tuple[int, ...],
-        chain: tuple[str, ...],
-        again: bool,
-        lowest_anywhere: int,
-        key: str | None,
-        timeout_s: float,
-    ) -> asyncio.Future[Any]: ...
 
 
 class _LocalAnswer:
@@ -111,7 +90,7 @@ class OutgoingCalls:
         partition_count: int,
         partitions: dict[int, HostedPartition],
         watermarks: dict[bytes, int],
-        remote: RemoteCaller | None,
+        remote: Caller,
         offloader: Offloader,
     ) -> None:
         self._loop = loop
@@ -192,8 +171,6 @@ class OutgoingCalls:
     async def _call_remote(
         self, turn: Turn, target: int, method: Method, address: str, args: bytes, path: tuple[int, ...], chain: tuple[str, ...]
     ) -> bytes:
-        if self._remote is None:
-            raise HostUnavailableError(f"partition {target} of {show_address(address)} is not on this host, and it has no way to others")
         answer = self._remote.submit_nested(
             partition=target,
             address=address,

@@ -32,7 +32,7 @@ from actorgrid.errors import (
     WriteInDoubtError,
 )
 from actorgrid.host.activation import Activation
-from actorgrid.host.admission import Admission
+from actorgrid.host.admission import Admission, cannot_read
 from actorgrid.host.runner import Runner, error_payload
 from actorgrid.host.turn import Outgoing, Turn
 from actorgrid.ids import ACTOR_ID_BYTES_MAX, Epoch, Lsn, PartitionId, partition_of, show_address
@@ -237,7 +237,7 @@ class HostedPartition:
             successor = self._make_activation(activation.address, activation.actor_type)
         except StorageError as error:
             for turn in waiting:
-                self._runner.refuse(turn, HostUnavailableError(f"the store of this host cannot be read: {error}", retry_after_s=0.1))
+                self._runner.refuse(turn, cannot_read(error))
             self.store_failed(error)
             return
         except ActorGridError as error:
