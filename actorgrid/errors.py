@@ -77,6 +77,8 @@ class ActorGridError(Exception):
 
     #: Names of the attributes that travel with the error over the wire, in this order.
     wire_details: ClassVar[tuple[str, ...]] = ()
+    #: Names of attributes that travel only where they are set; a peer of an older release neither sends nor misses them.
+    wire_details_optional: ClassVar[tuple[str, ...]] = ()
 
 
 class RequestError(ActorGridError):
@@ -161,14 +163,17 @@ class NotPrimaryError(TransientError):
 
     :ivar partition: the partition
     :ivar primary: ``name@address:port`` of the primary as this host knows it, or the empty string
+    :ivar epoch: epoch of that primary, 0 where it is not known; a client that knows a newer one does not follow the hint
     """
 
     wire_details: ClassVar[tuple[str, ...]] = ("retry_after_s", "partition", "primary")
+    wire_details_optional: ClassVar[tuple[str, ...]] = ("epoch",)
 
-    def __init__(self, message: str, *, retry_after_s: float = 0.0, partition: int = -1, primary: str = "") -> None:
+    def __init__(self, message: str, *, retry_after_s: float = 0.0, partition: int = -1, primary: str = "", epoch: int = 0) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.partition = partition
         self.primary = primary
+        self.epoch = epoch
 
 
 class NoWriteQuorumError(TransientError):
@@ -278,7 +283,11 @@ def to_wire(error: ActorGridError) -> tuple[str, str, dict[str, Any]]:
     message = str(error.args[0]) if error.args else ""
     # A subclass that an application made of one of ours travels as ours.
     known = next(cls for cls in type(error).__mro__ if _BY_NAME.get(cls.__name__) is cls)
-    return known.__name__, message, {name: getattr(error, name) for name in type(error).wire_details}
+    details = {name: getattr(error, name) for name in type(error).wire_details}
+    for name in type(error).wire_details_optional:
+        if value := getattr(error, name):
+            details[name] = value
+    return known.__name__, message, details
 
 
 def from_wire(name: str, message: str, details: dict[str, Any]) -> ActorGridError:
@@ -288,5 +297,5 @@ def from_wire(name: str, message: str, details: dict[str, Any]) -> ActorGridErro
         return ActorGridError(f"{name}: {message}")
     if cls is SettingsError:
         return SettingsError(*(details.get("problems") or [message]))
-    known = {key: details[key] for key in cls.wire_details if key in details}
+    known = {key: details[key] for key in (*cls.wire_details, *cls.wire_details_optional) if key in details}
     return cls(message, **known)

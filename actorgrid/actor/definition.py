@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Concatenate, Final, ParamSpec, TypeVar, overload
 
 from actorgrid.actor.fields import Field, StateShape, field_problems
-from actorgrid.actor.methods import Method, signature_problems
+from actorgrid.actor.methods import CONSISTENCIES, Consistency, Method, signature_problems
 from actorgrid.errors import InvalidArgumentError, SettingsError
 
 T = TypeVar("T")
@@ -32,18 +32,33 @@ _OPTIONS_ATTRIBUTE: Final = "__actorgrid_options__"
 _HOOKS: Final = ("on_activate", "on_deactivate")
 
 
-def _options_of(function: Any) -> dict[str, bool]:
+def _options_of(function: Any) -> dict[str, Any]:
     return getattr(function, _OPTIONS_ATTRIBUTE, None) or {}
 
 
-def _with_option(function: Any, **options: bool) -> Any:
+def _with_option(function: Any, **options: Any) -> Any:
     setattr(function, _OPTIONS_ATTRIBUTE, {**_options_of(function), **options})
     return function
 
 
-def read(method: C) -> C:
-    """Mark a method as one that changes nothing: it is not logged, and a retry may run it again."""
-    return typing.cast(C, _with_option(method, read=True))
+@overload
+def read(method: C, /) -> C: ...
+@overload
+def read(*, consistency: Consistency = ...) -> Callable[[C], C]: ...
+def read(method: C | None = None, /, *, consistency: Consistency = "primary") -> C | Callable[[C], C]:
+    """Mark a method as one that changes nothing: it is not logged, and a retry may run it again.
+
+    :param consistency: ``"primary"``: the answer has every change that was acknowledged before the call was made. ``"any"``: any replica
+        answers from what it has applied, a state of the actor that was committed and is perhaps not the newest; see docs/actors.md.
+    :raises SettingsError: `consistency` is neither
+    """
+    if consistency not in CONSISTENCIES:
+        raise SettingsError(f"@grid.read(consistency={consistency!r:.80}): expected 'primary' or 'any'")
+    if method is None:
+        return lambda decorated: typing.cast(C, _with_option(decorated, read=True, consistency=consistency))
+    if not callable(method):
+        raise SettingsError(f"@grid.read({method!r:.80}): expected a method, or consistency='primary' or 'any'")
+    return typing.cast(C, _with_option(method, read=True, consistency=consistency))
 
 
 def reentrant(method: C) -> C:
@@ -135,7 +150,12 @@ class ActorType:
                 if not found:
                     options = _options_of(function)
                     methods[name] = Method(
-                        qualified_name, function, hints, read=options.get("read", False), reentrant=options.get("reentrant", False)
+                        qualified_name,
+                        function,
+                        hints,
+                        read=options.get("read", False),
+                        reentrant=options.get("reentrant", False),
+                        consistency=options.get("consistency", "primary"),
                     )
             if problems:
                 raise SettingsError(*problems)

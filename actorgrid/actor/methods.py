@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -24,6 +24,10 @@ _encode_sorted = msgspec.msgpack.Encoder(order="deterministic").encode
 _SCALARS: Final = frozenset({int, str, bool, float, bytes, type(None)})
 _ARGUMENT_PATH = re.compile(r" - at `\$\[(\d+)\](.*)`$")
 
+#: Which replicas may answer a read.
+Consistency = Literal["primary", "any"]
+CONSISTENCIES: Final[tuple[Consistency, ...]] = ("primary", "any")
+
 
 class Method:
     """One remote method of an actor type; with ``bound=False`` a plain function, whose first parameter is no ``self``.
@@ -33,6 +37,7 @@ class Method:
     :ivar function: the coroutine function, called with the instance and the decoded arguments
     :ivar read: it may change nothing and is not logged
     :ivar reentrant: it may run while its actor waits for the chain of calls that made it
+    :ivar consistency: for a read, ``"any"`` if a secondary may answer it too; otherwise ``"primary"``
     """
 
     __slots__ = (
@@ -44,6 +49,7 @@ class Method:
         "_result_decode",
         "_result_scalar",
         "_signature",
+        "consistency",
         "decode_full",
         "function",
         "hash64",
@@ -63,6 +69,7 @@ class Method:
         *,
         read: bool = False,
         reentrant: bool = False,
+        consistency: Consistency = "primary",
         bound: bool = True,
     ) -> None:
         self.qualified_name = qualified_name
@@ -70,6 +77,7 @@ class Method:
         self.hash64 = xxh3_64_intdigest(qualified_name.encode())
         self.read = read
         self.reentrant = reentrant
+        self.consistency = consistency
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())[bound:]
         self._signature = signature.replace(parameters=parameters)

@@ -5,6 +5,7 @@ What it keeps:
 - a call has one number for life; its address, method and arguments are the same bytes in every send (I10);
 - ``lowest`` and ``lowest_anywhere`` never pass a call that may still be sent again;
 - "nothing happened" is told only when no send was ever left without an answer; otherwise the outcome is unknown;
+- the primary that is followed never has a lower epoch than one that was followed before; a new one is asked at once, by each call once;
 - what is kept is bounded: calls, bytes, and the window per partition (I16). Past that a call is refused at once.
 
 The engine belongs to the event loop it was made on. It has no sugar: see `client.py`, `sync.py`, and the host's nested calls.
@@ -15,26 +16,28 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
+from actorgrid.client.any_reads import ANOTHER_MAY_ANSWER, AnyReads
 from actorgrid.client.connection import Connection, error_of
 from actorgrid.client.deadlines import Deadlines
 from actorgrid.client.lane import GROUP_BYTES_MAX, Lane, encode_first
 from actorgrid.client.link import Link
 from actorgrid.client.map import PartitionMap
-from actorgrid.client.map_finder import MapFinder
 from actorgrid.client.parking import ParkingLot
 from actorgrid.client.pending import Origin, PendingCall, error_at_close, error_at_deadline
+from actorgrid.client.router import Router
 from actorgrid.errors import (
     ActorGridError,
     DeadlockError,
     HostUnavailableError,
     InvalidArgumentError,
     NotPrimaryError,
+    NoWriteQuorumError,
     OutcomeUnknownError,
     OverloadedError,
     PayloadTooLargeError,
@@ -43,7 +46,7 @@ from actorgrid.errors import (
     TransientError,
     WriteInDoubtError,
 )
-from actorgrid.ids import ClientId, PartitionId, partition_of, show_address
+from actorgrid.ids import ClientId, PartitionId, show_address
 from actorgrid.settings import ClientSettings, WireSettings
 from actorgrid.wire import messages
 from actorgrid.wire.framing import frames_of
@@ -64,6 +67,8 @@ from actorgrid.wire.messages import (
 _TICK_S = 0.02
 #: A host that owes an answer for so long may be stuck or cut off without a sign: ask others whether its partitions have moved.
 _SILENCE_S = 1.0
+#: Refusals that a new primary need not give: who got one is sent to it at once.
+_NEW_PRIMARY_MAY_ANSWER = (NotPrimaryError, HostUnavailableError, NoWriteQuorumError, WriteInDoubtError)
 #: A call refused as too old this often meets a grid that forgets faster than the client can follow.
 _EXPIRATIONS_MAX = 5
 
@@ -111,23 +116,22 @@ class Caller:
         self.settings = settings
         self._wire = wire
         self._rng = rng
-        self._seeds = tuple(seeds)
         self._role = role
-        self._cluster_id = cluster_id
+        self._seeds = tuple(seeds)
         self._loop = asyncio.get_running_loop()
-        self._map: PartitionMap | None = None
-        self._map_changed = asyncio.Event()
+        # A host hears of new primaries as a host, and gives them to its own caller by `set_map`.
+        wants_standby = role != messages.ROLE_HOST
+        self._router = Router(self, settings, rng, seeds=self._seeds, cluster_id=cluster_id, wants_standby=wants_standby)
+        #: See `Router.lane_of`; here too since every call by `Client.call` asks.
+        self.lane_of = self._router.lane_of
         self._refusal: ActorGridError | None = None
-        self._finder = MapFinder(settings, rng)
-        self._links: dict[tuple[str, int], Link] = {}
-        self._lanes: dict[int, Lane] = {}
-        self._positions: dict[int, int] = {}  # newest log position of each partition that a host told us
-        self._homeless: dict[Lane, None] = {}  # lanes with calls to send whose partition has no primary, or one that is leaving
+        self._moved: dict[Lane, None] = {}  # lanes whose primary has changed in this turn of the loop
         self._last_number = 0
         self._pending: dict[int, PendingCall] = {}
         self._pending_bytes = 0
         self._deadlines = Deadlines()
         self._parking = ParkingLot(settings, rng, self._pending, self._send_again)
+        self._any_reads = AnyReads(self, self._router, rng)
         self._dirty: list[Lane] = []
         self._is_flush_due = False
         self._tick_timer: asyncio.TimerHandle | None = None
@@ -149,18 +153,19 @@ class Caller:
         :raises AccessDeniedError: a seed refused this client
         :raises ProtocolError: a seed and this client have no protocol version in common
         """
-        links = [self._link(seed) for seed in self._seeds]
+        router = self._router
+        links = [router.links.get(seed) for seed in self._seeds]
         try:
             async with asyncio.timeout(timeout_s):
-                while self._map is None and self._refusal is None:
-                    self._map_changed.clear()
+                while router.map is None and self._refusal is None:
+                    router.map_changed.clear()
                     for link in links:
                         link.ensure_connected()
-                    await self._map_changed.wait()
+                    await router.map_changed.wait()
         except TimeoutError:
             reasons = "; ".join(str(link.last_error or f"{link.name}: no answer") for link in links)
             raise HostUnavailableError(f"no grid found within {timeout_s:g} s: {reasons}") from None
-        if self._map is None:
+        if router.map is None:
             assert self._refusal is not None
             raise self._refusal
 
@@ -169,16 +174,14 @@ class Caller:
         if not self._is_closed:
             self._is_closed = True
             self._refusal = ActorGridError("the client was closed while it was connecting")
-            self._map_changed.set()
+            self._router.map_changed.set()
             self._parking.close()
             if self._tick_timer is not None:
                 self._tick_timer.cancel()
             for call in list(self._pending.values()):
                 self._fail(call, error_at_close(call))
                 call.exception()  # whoever waits still gets it; nobody waiting is no reason for a warning at shutdown
-        links, self._links = list(self._links.values()), {}
-        for link in links:
-            await link.close()
+        await self._router.links.close()
 
     @property
     def is_closed(self) -> bool:
@@ -189,82 +192,71 @@ class Caller:
 
     @property
     def partition_map(self) -> PartitionMap:
-        """The newest map known.
+        """What is known of the partitions.
 
-        :raises ActorGridError: there is none yet
+        :raises ActorGridError: nothing is, yet
         """
-        if self._map is None:
-            raise ActorGridError("the client is not connected: use it as `async with grid.connect(...) as client`")
-        return self._map
+        return self._router.known_map
 
     def set_map(self, message: MapMessage | PartitionMap) -> bool:
-        """Take a map unless a newer one is known; returns whether it was taken.
+        """Take what a map tells and is not known yet (see `PartitionMap.merged_with`); returns whether there was anything.
 
         :raises ProtocolError: it cannot be, or it is of another grid
         """
-        new = message if isinstance(message, PartitionMap) else PartitionMap.from_message(message)
-        old = self._map
-        if new.cluster_id != (self._cluster_id or new.cluster_id):
-            raise ProtocolError(f"map of grid {new.cluster_id}, expected grid {self._cluster_id}")
-        if old is not None:
-            if new.version <= old.version:
-                return False
-            if new.partition_count != old.partition_count:
-                raise ProtocolError(f"map with {new.partition_count} partitions, the grid was created with {old.partition_count}")
-        self._map = new
-        self._cluster_id = new.cluster_id
-        self._map_changed.set()
-        for lane in self._lanes.values():
-            self._route(lane)
-        # A new primary is known: who waits for one need not wait for its backoff.
-        for call in [call for call in self._pending.values() if call.is_parked and isinstance(call.last_error, NotPrimaryError)]:
-            if call.lane.link is not None and call.lane.link.name != call.refused_by:
-                self._parking.unpark(call)
+        return self._router.set_map(message)
+
+    def make_lane(self, partition: PartitionId) -> Lane:
+        """For the router."""
+        return Lane(partition, self)
+
+    def make_link(self, address: tuple[str, int]) -> Link:
+        """For the router."""
+        return Link(self, *address, self.settings, self._wire, self._rng)
+
+    # -- following primaries
+
+    def on_moved(self, lane: Lane) -> None:
+        """The partition has a new primary, or its primary a new epoch: look after its calls at the end of this turn of the loop."""
+        # Not on the spot: a refusal that came in the same segment as the map is better than doubt, and one look is enough for all lanes.
+        if not self._moved:
+            self._loop.call_soon(self._follow_primaries)
+        self._moved[lane] = None
+
+    def _follow_primaries(self) -> None:
+        """Send to new primaries what waits for a reason that they need not have, and what hosts owe that are primary no more.
+
+        The latter is in doubt: a host may be stopped or cut off, so no answer is waited for. Sending again is safe: the new primary knows
+        the number if the old one committed the call. A lane is here once for each epoch, so a call is sent again once for each.
+        """
+        moved, self._moved = self._moved, {}
+        if self._is_closed:
+            return
+        for call in tuple(self._pending.values()):
+            lane = call.lane
+            link = lane.link
+            if lane not in moved or link is None:
+                continue
+            if call.is_parked:
+                if isinstance(call.last_error, _NEW_PRIMARY_MAY_ANSWER):
+                    self._parking.unpark(call)
+            elif call.connection is not None and call.connection.name != link.name and not call.any_replica and self._may_follow(call):
+                self._send_elsewhere(call)
+
+    def _may_follow(self, call: PendingCall) -> bool:
+        """Whether the primary's epoch is one that `call` was not sent in without waiting; from here on it was."""
+        epoch = self._router.epoch_of(call.lane)
+        if epoch <= call.followed_epoch:
+            return False
+        call.followed_epoch = epoch
         return True
 
-    def lane_of(self, address: str) -> Lane:
-        """The lane of an actor's partition.
-
-        :raises ActorGridError: the map is not known yet
-        """
-        return self._lane(partition_of(address, self.partition_map.partition_count))
-
-    def _lane(self, partition: PartitionId) -> Lane:
-        lane = self._lanes.get(partition)
-        if lane is None:
-            lane = self._lanes[partition] = Lane(partition, self)
-            lane.since_lsn = self._positions.get(partition, 0)
-            self._route(lane)
-        return lane
-
-    def _route(self, lane: Lane) -> None:
-        """Point `lane` at the host that the map names, and flush what waits for it."""
-        host = self._map.host_of(lane.partition) if self._map is not None else None
-        self._point(lane, self._link((host.address, host.port)) if host is not None else None)
-
-    def _point(self, lane: Lane, link: Link | None) -> None:
-        if link is lane.link:
-            return
-        lane.link = link
-        if lane.unsent:
-            self._mark_dirty(lane)
-
-    def _link(self, address: tuple[str, int]) -> Link:
-        link = self._links.get(address)
-        if link is None:
-            link = self._links[address] = Link(self, *address, self.settings, self._wire, self._rng)
-        return link
-
-    def _ask_for_map(self, *, prefer: Link | None = None, silent: Container[str] = ()) -> None:
-        links = self._known_links()
-        others = [link for link in links if link.name not in silent] if silent else links
-        self._finder.ask(others or links, self._map.version if self._map else 0, self._loop.time(), prefer=prefer)
-
-    def _known_links(self) -> list[Link]:
-        addresses: Iterable[tuple[str, int]] = self._seeds
-        if self._map is not None:
-            addresses = dict.fromkeys((*((host.address, host.port) for host in self._map.hosts), *self._seeds))
-        return [self._link(address) for address in addresses]
+    def _send_elsewhere(self, call: PendingCall) -> None:
+        """Give up waiting for the answer to `call` where it went; it may have been executed there."""
+        assert call.connection is not None
+        call.last_error = HostUnavailableError(f"{call.connection.name}: no answer, and it is primary of the partition no more")
+        call.connection = None
+        call.is_in_doubt = True
+        self._send_again(call)
 
     # -- submitting
 
@@ -314,7 +306,7 @@ class Caller:
             call.encoded = None
             raise PayloadTooLargeError(f"{call.title}: {len(encoded)} bytes are more than one call may have ({self._call_bytes_max})")
         if not lane.is_dirty:
-            self._mark_dirty(lane)
+            self.mark_dirty(lane)
         self._last_number = number
         now = self._loop.time()
         if timeout_s is None:
@@ -329,6 +321,49 @@ class Caller:
         pending[number] = call
         lane.numbers.append(number)
         lane.unsent.append(call)
+        return call
+
+    def submit_any(
+        self,
+        lane: Lane,
+        address: str,
+        method: str,
+        args: bytes,
+        decode: Callable[[Any], Any],
+        timeout_s: float | None = None,
+        key: str | None = None,
+    ) -> PendingCall:
+        """Take a read that any replica may answer. Arguments, deadline and errors are those of `submit`."""
+        if len(self._pending) >= self._in_flight_max or self._pending_bytes + len(args) > self._in_flight_bytes_max or self._is_closed:
+            self._check_room(lane, len(args))
+        call = PendingCall(loop=self._loop)
+        call.number = number = self._last_number + 1
+        call.lane = lane
+        call.address = address
+        call.method = method
+        call.args = args
+        call.connection = None
+        call.decode = decode
+        call.any_replica = True
+        if key is not None:
+            call.key = key
+        call.encoded = encode_first(call, self._timeout_ms if timeout_s is None else _milliseconds(timeout_s))
+        if len(call.encoded) > self._call_bytes_max:
+            raise PayloadTooLargeError(f"{call.title}: {len(call.encoded)} bytes are more than one call may have ({self._call_bytes_max})")
+        self._any_reads.add(call)
+        self._last_number = number
+        # Not in `lane.numbers`: no session remembers it. In the queues of `Deadlines`, which hold `lowest_anywhere` back: a read may call
+        # other actors, and their sessions do.
+        if timeout_s is None:
+            call.deadline = self._loop.time() + self._timeout_s
+            self._deadlines.ordinary.append(number)
+        else:
+            call.timeout_s = timeout_s
+            call.deadline = self._loop.time() + timeout_s
+            self._deadlines.own.append(number)
+            self._deadlines.add_own(number, call.deadline)
+        self._pending_bytes += len(args)
+        self._pending[number] = call
         return call
 
     def submit_nested(
@@ -353,7 +388,7 @@ class Caller:
 
         Deadline, retries and errors are those of `submit`.
         """
-        lane = self._lane(PartitionId(partition))
+        lane = self._router.lane(PartitionId(partition))
         if len(self._pending) >= self._in_flight_max or self._pending_bytes + len(args) > self._in_flight_bytes_max:
             self._check_room(lane, len(args))
         if self._is_closed:
@@ -375,7 +410,7 @@ class Caller:
         if len(call.encoded) > self._call_bytes_max:
             raise PayloadTooLargeError(f"{call.title}: {len(call.encoded)} bytes are more than one call may have ({self._call_bytes_max})")
         if not lane.is_dirty:
-            self._mark_dirty(lane)
+            self.mark_dirty(lane)
         self._last_number = call.number
         call.deadline = self._loop.time() + timeout_s
         self._deadlines.add_own(call.number, call.deadline)
@@ -403,16 +438,24 @@ class Caller:
 
     # -- sending
 
-    def _mark_dirty(self, lane: Lane) -> None:
+    def mark_dirty(self, lane: Lane) -> None:
+        """`lane` has calls to send: it does so at the end of this turn of the loop."""
         if lane.is_dirty:
             return
+        self.plan_flush()
+        lane.is_dirty = True
+        self._dirty.append(lane)
+
+    def plan_flush(self) -> None:
+        """Send what is unsent at the end of this turn of the loop.
+
+        :raises ActorGridError: it is another loop
+        """
         if not self._is_flush_due:
             if _running_loop() is not self._loop:
                 raise ActorGridError("this client belongs to another event loop: connect once in each loop, or use grid.connect_sync")
             self._is_flush_due = True
             self._loop.call_soon(self._flush)
-        lane.is_dirty = True
-        self._dirty.append(lane)
 
     def _flush(self) -> None:
         self._is_flush_due = False
@@ -424,14 +467,17 @@ class Caller:
             lane.is_dirty = False
             link = lane.link
             if link is None or link.is_leaving:
-                self._homeless[lane] = None
-                self._ask_for_map()
+                self._router.strand(lane)
             elif link.is_writable:
                 by_link.setdefault(link, []).append(lane)
             else:
                 link.ensure_connected()
+                if link.connection is None:
+                    self._router.strand(lane)
         if self._tick_timer is None and self._pending:
             self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
+        if self._any_reads.unsent:
+            self._any_reads.flush(self._loop.time())
         if not by_link:
             return
         now = self._loop.time()
@@ -461,17 +507,22 @@ class Caller:
     # -- replies
 
     def on_link_replies(self, connection: Connection, replies: list[Reply]) -> None:
-        """Answers from a host. One for a call that is over, or that went to another connection, is ignored."""
+        """Answers from a host. One for a call that is over, or that went to another connection, is ignored.
+
+        Only the result of a read that any replica may answer is as good when it comes late from the one that was asked before.
+        """
         pending = self._pending
         for reply in replies:
             call = pending.get(reply.correlation)
-            if call is None or call.connection is not connection:
+            if call is None or (call.connection is not connection and not (call.any_replica and reply.status == STATUS_OK)):
                 continue
             if reply.status != STATUS_OK:
                 self._on_error(call, _decode_error(reply.payload))
                 continue
             del pending[reply.correlation]
             self._pending_bytes -= len(call.args)
+            if reply.lsn:
+                call.applied_lsn = reply.lsn
             try:
                 result = call.decode(reply.payload)
             except ActorGridError as error:
@@ -486,7 +537,11 @@ class Caller:
         refused_by = call.connection.name
         call.connection = None
         call.last_error = error
-        if isinstance(error, NotPrimaryError):
+        if call.any_replica and isinstance(error, ANOTHER_MAY_ANSWER):
+            if isinstance(error, NotPrimaryError):
+                self._router.learn_primary(call.lane, error, refused_by)
+            self._any_reads.refused(call, refused_by)
+        elif isinstance(error, NotPrimaryError):
             self._redirect(call, error, refused_by)
         elif isinstance(error, DeadlockError):
             if call.origin is not None:
@@ -495,10 +550,10 @@ class Caller:
             call.is_in_doubt = True  # the turn itself is undone, but calls that it had made are not
             self._parking.park(call, error.retry_after_s)
         elif isinstance(error, TransientError):
-            self._parking.park(call, error.retry_after_s)
+            self._try_later(call, error.retry_after_s, refused_by)
         elif isinstance(error, WriteInDoubtError):
             call.is_in_doubt = True
-            self._parking.park(call, 0.0)
+            self._try_later(call, 0.0, refused_by)
         elif isinstance(error, SessionExpiredError) and self._can_be_renewed(call, error):
             # Every send of it was refused, so it is as good as new: the position just learned is older than its next send.
             call.expirations += 1
@@ -514,77 +569,100 @@ class Caller:
         cannot_have_run = not call.is_in_doubt and (call.origin is None or not call.origin.again)
         return cannot_have_run and error.current_lsn > call.since_lsn and call.expirations < _EXPIRATIONS_MAX
 
-    def _redirect(self, call: PendingCall, error: NotPrimaryError, refused_by: str) -> None:
-        """The host asked is not the primary: follow its hint or the map at once the first time, then with backoff."""
-        call.refused_by = refused_by
-        lane, link = call.lane, call.lane.link
-        if link is not None and link.name == refused_by:
-            name = error.primary.partition("@")[0]
-            hinted = self._map.host_named(name) if self._map is not None and name else None
-            if hinted is not None:
-                self._point(lane, self._link((hinted.address, hinted.port)))
-            self._ask_for_map(prefer=link)
-        if call.refusals == 0 and lane.link is not None and lane.link.name != refused_by:
-            call.refusals = 1
+    def _try_later(self, call: PendingCall, retry_after_s: float, refused_by: str) -> None:
+        """Send `call` again after its backoff; at once where the partition has a new primary, which has not refused it."""
+        link = call.lane.link
+        if link is not None and link.name != refused_by and not call.any_replica and self._may_follow(call):
             self._send_again(call)
         else:
-            self._parking.park(call, error.retry_after_s)
+            self._parking.park(call, retry_after_s)
+
+    def _redirect(self, call: PendingCall, error: NotPrimaryError, refused_by: str) -> None:
+        """The host asked is not the primary: follow its hint or the map at once the first time and in each new epoch, else with backoff."""
+        lane, link = call.lane, call.lane.link
+        self._router.learn_primary(lane, error, refused_by)
+        if link is not None and link.name == refused_by:
+            self._router.ask_for_map(prefer=link)
+        if call.refusals == 0 and lane.link is not None and lane.link.name != refused_by:
+            call.refusals = 1
+            self._may_follow(call)
+            self._send_again(call)
+        else:
+            self._try_later(call, error.retry_after_s, refused_by)
+
+    def wait_for_replica(self, call: PendingCall) -> None:
+        """No replica can be asked: look for others, and begin anew after the backoff, or when one of them is connected."""
+        links = self._router.replicas_of(call.lane)
+        for link in links:
+            link.ensure_connected()
+        if not isinstance(call.last_error, ANOTHER_MAY_ANSWER):
+            why = "; ".join(str(link.last_error or f"{link.name}: not connected") for link in links) or "none is known"
+            call.last_error = HostUnavailableError(f"{call.title}: no replica of partition {call.lane.partition} can be asked: {why}")
+        self._router.ask_for_map()
+        self._parking.park(call, call.last_error.retry_after_s)
 
     def _send_again(self, call: PendingCall) -> None:
+        if call.any_replica:
+            self._any_reads.add(call)
+            return
         lane = call.lane
         lane.unsent.append(call)
         lane.is_mixed = True
-        self._mark_dirty(lane)
+        self.mark_dirty(lane)
 
     # -- links
 
     def hello(self) -> Hello:
         """The first frame of a connection."""
-        return Hello(MAGIC, PROTOCOL_VERSION_OLDEST, PROTOCOL_VERSION, self._cluster_id, self._role, self.client_id)
+        return Hello(MAGIC, PROTOCOL_VERSION_OLDEST, PROTOCOL_VERSION, self._router.cluster_id, self._role, self.client_id)
 
     def is_needed(self, link: Link) -> bool:
         """Whether to go on trying to connect: a call waits for that host, or the map is not known."""
         if self._is_closed:
             return False
-        return self._map is None or any(lane.link is link and lane.is_waiting() for lane in self._lanes.values())
+        return self._router.map is None or next(self._router.lanes_waiting_for(link), None) is not None
 
     def on_link_up(self, link: Link, welcome: Welcome) -> None:
         """A connection stands."""
         assert link.connection is not None
         try:
-            self._finder.on_answer(self._loop.time(), is_newer=self.set_map(welcome.map))
+            self._router.on_map(welcome.map)
         except ProtocolError as error:
             link.connection.close(error)
             return
-        for partition, lsn in welcome.positions.items():
-            self._positions[partition] = max(lsn, self._positions.get(partition, 0))
-            if (lane := self._lanes.get(partition)) is not None:
-                lane.since_lsn = max(lsn, lane.since_lsn)
+        self._router.note_positions(welcome.positions)
         self._call_bytes_max = link.connection.frame_bytes_max - 2 * GROUP_BYTES_MAX
         self.on_link_writable(link)
+        if self._any_reads.were_made:
+            self._wake_any_reads(link)
+
+    def _wake_any_reads(self, link: Link) -> None:
+        for call in tuple(self._pending.values()):
+            if (
+                call.any_replica
+                and call.is_parked
+                and isinstance(call.last_error, ANOTHER_MAY_ANSWER)
+                and link in self._router.replicas_of(call.lane)
+            ):
+                self._parking.unpark(call)
 
     def on_link_writable(self, link: Link) -> None:
         """What waits for this host can go."""
-        for lane in self._lanes.values():
-            if lane.link is link and lane.is_waiting():
-                self._mark_dirty(lane)
+        for lane in self._router.lanes_waiting_for(link):
+            self.mark_dirty(lane)
 
     def on_link_failed(self, link: Link) -> None:
-        """A host could not be reached: perhaps its partitions have moved."""
-        if self._map is None:
-            return
-        self._ask_for_map()
-        for lane in self._lanes.values():
-            if lane.link is link and lane.is_waiting():
-                self._route(lane)  # a hint may have led here against the map
+        """A host could not be reached."""
+        if self._router.map is not None:
+            self._router.on_failed(link)
 
     def on_link_refused(self, link: Link, error: ActorGridError) -> None:
         """A host will not have this client: that is an answer, not a reason to go on asking."""
-        if self._map is None:
+        if self._router.map is None:
             self._refusal = error
-            self._map_changed.set()
+            self._router.map_changed.set()
         for call in list(self._pending.values()):
-            if call.lane.link is link and call.connection is None and not call.is_parked:
+            if call.lane.link is link and call.connection is None and not call.is_parked and not call.any_replica:
                 if call.is_in_doubt:
                     doubt = OutcomeUnknownError(f"{call.title}: a send was lost, and {link.name} refuses this client: {error}")
                     self._fail(call, doubt)
@@ -593,9 +671,9 @@ class Caller:
 
     def on_link_lost(self, link: Link, connection: Connection, error: ActorGridError) -> None:
         """Whatever was sent on `connection` and not answered is in doubt; it is sent again under the same numbers."""
-        self._finder.on_lost(link)
         if self._is_closed:
             return
+        self._router.on_lost(link)
         lost = [call for call in self._pending.values() if call.connection is connection]
         for call in lost:
             call.connection = None
@@ -603,18 +681,17 @@ class Caller:
             call.last_error = error
             self._send_again(call)
         if lost:
-            self._ask_for_map()
-        for lane in self._lanes.values():
-            if lane.link is link and lane.is_waiting():
-                self._mark_dirty(lane)
+            self._router.ask_for_map()
+        for lane in self._router.lanes_waiting_for(link):
+            self.mark_dirty(lane)
 
     def on_link_leaving(self, link: Link) -> None:
         """A host stops: it answers what it has, and new calls wait for a new map or for its return."""
-        self._ask_for_map()
+        self._router.ask_for_map()
 
     def on_link_map(self, link: Link, message: MapMessage) -> None:
         """A host sent its map, asked or not."""
-        self._finder.on_answer(self._loop.time(), is_newer=self.set_map(message))
+        self._router.on_map(message)
 
     # -- ends
 
@@ -624,19 +701,11 @@ class Caller:
         for call in self._deadlines.expired(self._pending, now):
             self._fail(call, error_at_deadline(call, self._timeout_s))
         self._deadlines.compact(self._pending)
-        if self._homeless:
-            self._look_for_primaries()
+        self._router.look(now)
         if self._pending and now >= self._next_rescue_at:
             self._rescue_from_silence(now)
         if self._pending:
             self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
-
-    def _look_for_primaries(self) -> None:
-        for lane in tuple(self._homeless):
-            if not lane.is_waiting() or (lane.link is not None and not lane.link.is_leaving):
-                del self._homeless[lane]
-        if self._homeless:
-            self._ask_for_map()
 
     def _rescue_from_silence(self, now: float) -> None:
         """Look for a newer map while answers are overdue, and send again what waits for a host that is primary no more.
@@ -649,14 +718,13 @@ class Caller:
         if not overdue:
             return
         silent = {call.connection.name for call in overdue if call.connection is not None}
-        self._ask_for_map(silent=silent)
+        self._router.ask_for_map(silent=silent)
         for call in overdue:
             link = call.lane.link
-            if link is not None and call.connection is not None and link.name != call.connection.name:
-                call.last_error = HostUnavailableError(f"{call.connection.name}: no answer, and it is primary of the partition no more")
-                call.connection = None
-                call.is_in_doubt = True
-                self._send_again(call)
+            if call.any_replica:
+                self._any_reads.try_another(call)
+            elif link is not None and call.connection is not None and link.name != call.connection.name:
+                self._send_elsewhere(call)
 
     def forget(self, call: PendingCall) -> None:
         """`call` is over: it is in no table and is never sent again."""

@@ -16,7 +16,7 @@ from actorgrid.actor.methods import Method
 from actorgrid.client import admin
 from actorgrid.client.caller import Caller, check_timeout_s
 from actorgrid.client.map import PartitionMap
-from actorgrid.client.pending import PendingCall
+from actorgrid.client.pending import Answer, PendingCall
 from actorgrid.client.proxy import Proxy, make_proxy_class
 from actorgrid.client.seeds import parse_seeds
 from actorgrid.errors import ActorGridError, InvalidArgumentError, OverloadedError
@@ -135,8 +135,10 @@ class Client:
 
     def call(
         self, method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], actor_id: str, *args: P.args, **kwargs: P.kwargs
-    ) -> asyncio.Future[R]:
+    ) -> Answer[R]:
         """Call one method: ``await client.call(Account.deposit, "alice", 5)``.
+
+        What it returns tells, when it is done, which position of the log a read with ``consistency="any"`` reflects: `Answer.applied_lsn`.
 
         :raises InvalidArgumentError: `method` is not remote, or id or arguments do not fit
         :raises OverloadedError: too much is in flight; nothing was sent
@@ -278,7 +280,8 @@ class Client:
     def _submit(self, address: str, method: Method, args: bytes) -> PendingCall:
         caller = self._open_caller()
         options = self._options
-        return caller.submit(caller.lane_of(address), address, method.name, args, method.decode_result, options.timeout_s, options.key)
+        submit = caller.submit if method.consistency == "primary" else caller.submit_any
+        return submit(caller.lane_of(address), address, method.name, args, method.decode_result, options.timeout_s, options.key)
 
     def _proxy_class(self, actor: Any) -> tuple[str, type[Proxy]]:
         actor_type = actor_type_of(actor)
@@ -318,6 +321,8 @@ def _give_up(calls: Iterable[PendingCall | ActorGridError]) -> None:
 
 
 def _bind(method: Method) -> Callable[..., PendingCall]:
+    if method.consistency == "any":
+        return _bind_any_read(method)
     name, encode_args, decode_result = method.name, method.encode_args, method.decode_result
 
     def remote(self: Any, /, *args: Any, **kwargs: Any) -> PendingCall:
@@ -328,5 +333,13 @@ def _bind(method: Method) -> Callable[..., PendingCall]:
             lane = self._lane = caller.lane_of(self._address)
         options = client._options
         return caller.submit(lane, self._address, name, encode_args(args, kwargs), decode_result, options.timeout_s, options.key)  # type: ignore[no-any-return]
+
+    return remote
+
+
+def _bind_any_read(method: Method) -> Callable[..., PendingCall]:
+    def remote(self: Any, /, *args: Any, **kwargs: Any) -> PendingCall:
+        client: Client = self._client
+        return client._submit(self._address, method, method.encode_args(args, kwargs))
 
     return remote

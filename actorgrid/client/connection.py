@@ -212,12 +212,12 @@ def error_of(name: str, message: str, details: dict[str, Any]) -> ActorGridError
     """
     error = from_wire(name, message, details)
     retry_after_s = getattr(error, "retry_after_s", 0.0)
-    current_lsn = getattr(error, "current_lsn", 0)
+    counters = [getattr(error, name, 0) for name in ("current_lsn", "epoch")]
     is_sound = (
         isinstance(retry_after_s, int | float)
         and 0 <= retry_after_s < float("inf")
-        and isinstance(current_lsn, int)
-        and current_lsn >= 0
+        and all(isinstance(counter, int) and counter >= 0 for counter in counters)
+        and isinstance(getattr(error, "partition", -1), int)
         and isinstance(getattr(error, "primary", ""), str)
     )
     if not is_sound:

@@ -115,7 +115,7 @@ class Lane:
             call.connection = connection
             call.since_lsn = since_lsn
             parts.append(encoded)
-        return [_group(self.partition, b"", lowest, lowest_anywhere, since_lsn, parts)] if parts else []
+        return [encode_group(self.partition, b"", lowest, lowest_anywhere, since_lsn, parts)] if parts else []
 
     def _take_mixed(
         self, calls: list[PendingCall], connection: Connection, lowest: int, lowest_anywhere: int, limit: int, now: float
@@ -125,7 +125,7 @@ class Lane:
         size = 0
         for index, call in enumerate(calls):
             is_first = call.encoded is not None
-            encoded = call.encoded or _encode_again(call, now)
+            encoded = call.encoded or encode_again(call, now)
             if len(encoded) > limit:
                 self._owner.refuse_too_large(call, len(encoded), limit)
                 continue
@@ -148,19 +148,19 @@ class Lane:
                 header = (origin.client_id, 0, origin.lowest_anywhere, call.since_lsn)
             groups.setdefault(header, []).append(encoded)
         self.is_mixed = bool(self.unsent)
-        return [_group(self.partition, *header, parts) for header, parts in groups.items()]
+        return [encode_group(self.partition, *header, parts) for header, parts in groups.items()]
 
     def __repr__(self) -> str:
         return f"Lane(partition {self.partition}, {len(self.unsent)} unsent)"
 
 
 def encode_first(call: PendingCall, timeout_ms: int) -> bytes:
-    """The first send of a call that has a key or an origin; ordinary ones are encoded by the caller itself."""
+    """The first send of a call that has a key or an origin, or that any replica may answer; the caller encodes the others itself."""
     extra = _extra(call, again=False)
     return encode((call.number, call.address, call.method, timeout_ms, Raw(call.args), extra))
 
 
-def _encode_again(call: PendingCall, now: float) -> bytes:
+def encode_again(call: PendingCall, now: float) -> bytes:
     """A retry: the same number, address, method and arguments; only the remaining time and ``again`` differ.
 
     ``again`` says that an earlier send may have been executed, not merely that there was one: a refused call is as good as new.
@@ -172,11 +172,12 @@ def _encode_again(call: PendingCall, now: float) -> bytes:
 def _extra(call: PendingCall, *, again: bool) -> CallExtra:
     origin = call.origin
     if origin is None:
-        return CallExtra(key=call.key, again=again)
+        return CallExtra(key=call.key, again=again, any_replica=call.any_replica)
     return CallExtra(number=origin.number, path=origin.path, chain=origin.chain, key=call.key, again=again or origin.again)
 
 
-def _group(partition: int, client_id: bytes, lowest: int, lowest_anywhere: int, since_lsn: int, parts: list[bytes]) -> bytes:
+def encode_group(partition: int, client_id: bytes, lowest: int, lowest_anywhere: int, since_lsn: int, parts: list[bytes]) -> bytes:
+    """A `CallGroup` of calls that are encoded already."""
     # The header's fields are encoded as an array of five; the calls, already encoded, make it six.
     header = encode((partition, client_id, lowest, lowest_anywhere, since_lsn))
     return b"".join((_ARRAY_OF_SIX, header[1:], array_header(len(parts)), *parts))

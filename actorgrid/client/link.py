@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 #: A host that said goodbye closes when it has answered what it has; one that does not is cut off after this.
 _GOODBYE_GRACE_S = 10.0
+#: Longer than a round trip within a continent: a host that does not take a connection by then may be gone, although nobody says so.
+_SLOW_CONNECT_S = 0.1
 
 
 class LinkOwner(Protocol):
@@ -59,6 +61,7 @@ class Link:
     :ivar connection: the standing connection, or None
     :ivar is_writable: calls may be written now
     :ivar last_error: why there is no connection, or why the last one ended
+    :ivar has_refused: the host would not have this client, the last time it was asked
     """
 
     def __init__(self, owner: LinkOwner, host: str, port: int, settings: ClientSettings, wire: WireSettings, rng: random.Random) -> None:
@@ -67,11 +70,13 @@ class Link:
         self.connection: Connection | None = None
         self.is_writable = False
         self.last_error: ActorGridError | None = None
+        self.has_refused = False
         self._owner = owner
         self._settings = settings
         self._wire = wire
         self._rng = rng
         self._failures = 0
+        self._connecting_since = 0.0
         self._task: asyncio.Task[None] | None = None
         self._grace: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -80,6 +85,7 @@ class Link:
     def ensure_connected(self) -> None:
         """Start connecting unless a connection stands or is being made."""
         if self.connection is None and self._task is None and not self._is_closed:
+            self._connecting_since = self._loop.time()
             self._task = self._loop.create_task(self._connect(), name=f"actorgrid connect {self.name}")
 
     @property
@@ -91,6 +97,13 @@ class Link:
     def is_leaving(self) -> bool:
         """The host said goodbye: it answers what it has and takes nothing new."""
         return self._grace is not None
+
+    @property
+    def is_unreachable(self) -> bool:
+        """There is no connection, and making one has failed before or takes long."""
+        if self.connection is not None:
+            return False
+        return self._failures > 0 or (self._task is not None and self._loop.time() > self._connecting_since + _SLOW_CONNECT_S)
 
     async def _connect(self) -> None:
         try:
@@ -105,6 +118,7 @@ class Link:
                 except RefusedError as refusal:
                     self._fail(refusal.error)
                     if not isinstance(refusal.error, TransientError):
+                        self.has_refused = True
                         self._owner.on_link_refused(self, refusal.error)
                 except (HostUnavailableError, ProtocolError) as error:
                     self._fail(error)
@@ -113,6 +127,7 @@ class Link:
         finally:
             self._task = None
         self.connection = connection
+        self.has_refused = False
         self.is_writable = not connection.is_paused
         assert connection.welcome is not None
         log.debug("connected host=%s address=%s", connection.welcome.host, self.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, OutcomeUnknownError, TransientError
 from actorgrid.ids import show_address
@@ -12,6 +12,8 @@ from actorgrid.ids import show_address
 if TYPE_CHECKING:
     from actorgrid.client.connection import Connection
     from actorgrid.client.lane import Lane
+
+R = TypeVar("R")
 
 
 class Origin(NamedTuple):
@@ -25,7 +27,19 @@ class Origin(NamedTuple):
     lowest_anywhere: int
 
 
-class PendingCall(asyncio.Future[Any]):
+class Answer(asyncio.Future[R]):
+    """What a call returns, to be awaited: its answer.
+
+    :ivar applied_lsn: for a read with ``consistency="any"`` the position of the partition's log that its answer reflects, known with the
+        answer; 0 for every other call. Of two reads of one actor the one with the higher position saw the later state.
+    """
+
+    __slots__ = ()
+
+    applied_lsn: int = 0
+
+
+class PendingCall(Answer[Any]):
     """A submitted call.
 
     It is itself the future, since one object is cheaper than two and since overriding `cancel` is the only way to hear at once
@@ -70,8 +84,12 @@ class PendingCall(asyncio.Future[Any]):
     expirations: int = 0
     #: refusals so far, which make the backoff grow
     refusals: int = 0
-    #: the host that was not the primary
-    refused_by: str = ""
+    #: the newest epoch of a primary that it was sent to without waiting for its backoff
+    followed_epoch: int = 0
+    #: a read that a secondary may answer too
+    any_replica: bool = False
+    #: for such a read: hosts it need not be sent to again before it has waited
+    tried: tuple[str, ...] = ()
     last_error: ActorGridError | None = None
 
     def cancel(self, msg: Any = None) -> bool:

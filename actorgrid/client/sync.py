@@ -15,6 +15,7 @@ from actorgrid.actor.definition import actor_type_of, method_of
 from actorgrid.actor.methods import Method
 from actorgrid.client.client import Client
 from actorgrid.client.map import PartitionMap
+from actorgrid.client.pending import PendingCall
 from actorgrid.client.proxy import Proxy, make_proxy_class
 from actorgrid.errors import ActorGridError
 from actorgrid.ids import make_address
@@ -148,6 +149,7 @@ class SyncClient:
         self.origin = self
         self._client = Client(address, timeout_s=timeout_s, settings=settings)
         self._thread: _LoopThread | None = None
+        self._last_read = threading.local()
         self._proxy_classes: dict[type, tuple[str, type[Proxy]]] = {}
 
     # -- opening and closing
@@ -232,6 +234,15 @@ class SyncClient:
         view._client = self._client.with_options(timeout_s=timeout_s, idempotency_key=idempotency_key)
         return view
 
+    @property
+    def last_applied_lsn(self) -> int:
+        """Position of the log that the last read with ``consistency="any"`` reflects which this thread made and got an answer to.
+
+        0 before the first one. It is shared by all views of the client, and not set by `map`. See `Answer.applied_lsn`.
+        """
+        lsn: int = getattr(self._last_read, "applied_lsn", 0)
+        return lsn
+
     # -- the grid
 
     @property
@@ -255,7 +266,18 @@ class SyncClient:
         return thread
 
     def _call(self, address: str, method: Method, args: bytes) -> Any:
-        return self._open_thread().run(self._client._submit, address, method, args)
+        thread, submit = self._open_thread(), self._client._submit
+        if method.consistency == "primary":
+            return thread.run(submit, address, method, args)
+        made: list[PendingCall] = []
+
+        def read() -> PendingCall:
+            made.append(submit(address, method, args))
+            return made[0]
+
+        result = thread.run(read)
+        self._last_read.applied_lsn = made[0].applied_lsn
+        return result
 
 
 def _bind(method: Method) -> Callable[..., Any]:

@@ -5,8 +5,8 @@ user's class: Ray pickles, we do not (I18). None of this is on the path of a mes
 hosts serve on, and only starting hosts and offloading waits.
 
 Private here: ``ray._private.node.Node`` and ``RayParams`` (what ``ray start --head`` itself uses; it offers ports,
-directories and processes that ``ray.init`` does not), and a node's list of processes. ``tests/cluster`` is their contract test;
-ray is pinned in ``pyproject.toml``.
+directories and processes that ``ray.init`` does not), a node's list of processes, and ``GlobalStateAccessor`` with the wording of
+a raylet's report of a worker's end (`WorkerRecords`). ``tests/cluster`` is their contract test; ray is pinned in ``pyproject.toml``.
 """
 
 from __future__ import annotations
@@ -212,6 +212,77 @@ class TaskRunner:
     def errors(self) -> tuple[type[Exception], ...]:
         """What Ray raises when a task could not be run."""
         return (self._ray.exceptions.RayError,)
+
+
+def own_worker() -> tuple[str, str, str]:
+    """The calling process as Ray knows it: hex id of the worker, hex id of its node, address of the control store.
+
+    A worker id names one process; a restarted actor gets another. A node id names one raylet.
+    """
+    import ray
+
+    context = ray.get_runtime_context()
+    return str(context.get_worker_id()), str(context.get_node_id()), str(context.gcs_address)
+
+
+#: How a raylet words that the kernel closed the other end of its Unix socket to a worker (``NodeManager::HandleClientConnectionError``
+#: and ``CheckForUnexpectedWorkerDisconnects``). Every other text may be written while the process still runs: a worker that leaves by
+#: itself says so first and waits for the raylet's answer (measured: it runs on for 10 to 270 ms), a raylet that kills one reports first.
+#: The exit type tells nothing: SYSTEM_ERROR is also that of a SIGTERM and of ``sys.exit``.
+_SOCKET_CLOSED = (
+    "Worker unexpectedly exits with a connection error code 2. End of file.",
+    "Worker unexpectedly exits with a connection error code 104. Connection reset by peer.",
+    "Worker connection closed unexpectedly.",
+)
+
+
+class WorkerRecords:
+    """What Ray's control store has written down about the ends of worker processes; each call is one request to it, 0.3 ms on one machine.
+
+    Calls take no time-out and hang while the control store is away or stopped, until it answers again: call them from one thread that
+    nobody waits for. They release the interpreter's lock.
+
+    :param address: of the control store
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._accessor: Any = None
+
+    def connect(self) -> bool:
+        """Connect, unless that was done. False after 5 to 15 s if the control store does not answer."""
+        from ray._raylet import GcsClientOptions, GlobalStateAccessor  # type: ignore[attr-defined]  # not in ray's stub
+
+        if self._accessor is None:
+            accessor = GlobalStateAccessor(
+                GcsClientOptions.create(self._address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
+            )
+            if accessor.connect():
+                self._accessor = accessor
+        return self._accessor is not None
+
+    def saw_end(self, worker_id: str) -> bool:
+        """Whether the raylet of the worker saw the kernel close the worker's socket, which happens after its last thread has ended.
+
+        False for a worker that runs, that is unknown or forgotten, that left by itself or was killed by Ray, or whose node was lost:
+        none of these is proof that the process has ended. What Ray says of the *actor* is no proof either: it is restarted elsewhere
+        when its node misses heartbeats, while the old process may live on.
+        """
+        import ray
+        from ray.core.generated import common_pb2, gcs_pb2
+
+        if not self.connect():
+            return False
+        found = self._accessor.get_worker_info(ray.WorkerID(bytes.fromhex(worker_id)))
+        if found is None:
+            return False
+        record = gcs_pb2.WorkerTableData.FromString(found)
+        return (
+            not record.is_alive
+            and record.worker_address.worker_id.hex() == worker_id
+            and record.exit_type == common_pb2.SYSTEM_ERROR
+            and str(record.exit_detail).startswith(_SOCKET_CLOSED)
+        )
 
 
 def quiet_actor_output(path: Path, *, bytes_max: int = 16 << 20) -> None:

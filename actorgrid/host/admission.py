@@ -29,6 +29,7 @@ from actorgrid.host.activation import Activation
 from actorgrid.host.runner import Runner, error_payload
 from actorgrid.host.turn import Sink, Turn
 from actorgrid.ids import show_address
+from actorgrid.replication.replica import Role
 from actorgrid.replication.sessions import Decision, RecordKey, Session, SessionTable
 from actorgrid.settings import HostSettings
 from actorgrid.storage.replica_store import ReplicaStore
@@ -116,6 +117,35 @@ class Admission:
         except ActorGridError as error:
             sink.reply(call.correlation, STATUS_ERROR, error_payload(error))
 
+    def admit_any(self, call: Call, client_id: bytes, sink: Sink, now_ns: int) -> None:
+        """Take a read that any replica may answer, at a replica that is not primary. Never raises.
+
+        It sees the state as far as it is applied here. An actor whose type has an ``on_activate`` cannot be read so: the hook may
+        change state.
+        """
+        partition = self._partition
+        try:
+            if partition.replica.role not in (Role.ACTIVE_SECONDARY, Role.IDLE_SECONDARY):
+                raise partition.not_here()
+            activation = self._activations.get(call.address)
+            if activation is None:
+                if "on_activate" in partition.type_of(call.address).hooks:
+                    raise partition.not_here()
+                activation = partition.activate(call.address)
+            activation.used = True
+            method = activation.actor_type.methods.get(call.method)
+            if method is None:
+                raise self._unknown_method(activation.actor_type, call.method)
+            if not method.read or method.consistency != "any":
+                raise partition.not_here()
+            turn = self._new_turn(activation, method, call, bytes(call.args), client_id, 0, sink, now_ns)
+            self._runner.submit(turn)
+        except StorageError as error:
+            partition.store_failed(error)
+            sink.reply(call.correlation, STATUS_ERROR, error_payload(cannot_read(error)))
+        except ActorGridError as error:
+            sink.reply(call.correlation, STATUS_ERROR, error_payload(error))
+
     def _new_turn(
         self, activation: Activation, method: Any, call: Call, raw: bytes, client_id: bytes, digest: int, sink: Sink, now_ns: int
     ) -> Turn:
@@ -133,6 +163,7 @@ class Admission:
         if extra.number is not None:
             turn.number = extra.number
         turn.path, turn.chain, turn.again, turn.key = extra.path, extra.chain, extra.again, extra.key
+        turn.any_replica = extra.any_replica and turn.method.read
 
     def _open_session(self, client_id: bytes, since_lsn: int) -> Session:
         session = self._sessions.open(client_id, since_lsn)

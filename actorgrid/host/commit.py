@@ -1,7 +1,9 @@
-"""Group commit: one batch, one sync, for everything all partitions of a host did meanwhile.
+"""Group commit: one batch, one sync, for everything all replicas of a host did meanwhile.
 
-While one sync is under way the next batch forms, so that the batches grow with the load and no timer is needed. Nobody is answered
-before the sync that covers the entry has returned (I2). A failed write or sync ends the duty of every partition of the store (I12).
+While one sync is under way the next batch forms, so that the batches grow with the load and no timer is needed. What replicas want durable
+(epochs, votes, log records) goes into the open batch as it comes (`open_batch`); a primary's entries and the applied state join when the
+batch is written. Nobody is answered before the sync that covers the entry has returned (I2). A failed write or sync ends the duty of every
+replica of the store (I12).
 """
 
 from __future__ import annotations
@@ -10,13 +12,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from actorgrid.errors import StorageError
-from actorgrid.storage.store import Store
-
-if TYPE_CHECKING:
-    from actorgrid.host.partition import HostedPartition
+from actorgrid.storage.store import Batch, Store
 
 logger = logging.getLogger(__name__)
 
@@ -24,53 +23,153 @@ logger = logging.getLogger(__name__)
 APPLY_DELAY_S: Final = 0.02
 
 
-class GroupCommit:
-    """Collects what partitions append, and makes it durable."""
+class Writer(Protocol):
+    """What has something to write; a `ReplicaShell` is one."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, store: Store, failed: Callable[[StorageError], None]) -> None:
+    def write(self, batch: Batch, now_ns: int) -> None:
+        """Put what is still to be appended or applied into `batch`, which is written next."""
+
+    def written(self) -> None:
+        """The batch is in the store (not yet durable)."""
+
+    def begin_sync(self) -> None:
+        """A sync of what is written begins."""
+
+    def synced(self, now_ns: int) -> None:
+        """Everything that was written when the sync began is durable."""
+
+    def write_applied(self, batch: Batch) -> None:
+        """Nothing was appended for a while: put what is committed into the state."""
+
+    @property
+    def has_unapplied(self) -> bool:
+        """Whether something committed is not in the state yet."""
+
+
+class GroupCommit:
+    """Collects what replicas write, and makes it durable."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, store: Store, failed: Callable[[StorageError], None], put_marks: Callable[[Batch], None]
+    ) -> None:
         self._loop = loop
         self._store = store
         self._failed = failed
-        self._dirty: dict[HostedPartition, None] = {}
-        self._unapplied: dict[HostedPartition, None] = {}
-        self._syncing: list[HostedPartition] = []
-        self._busy = False
+        self._put_marks = put_marks
+        self._open: Batch | None = None
+        self._dirty: dict[Writer, None] = {}
+        self._written: dict[Writer, None] = {}
+        self._unapplied: dict[Writer, None] = {}
+        self._syncing: list[Writer] = []
+        self._syncing_callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
+        self._is_busy = False
+        self._is_writing = False
         self._kick_scheduled = False
         self._apply_timer: asyncio.TimerHandle | None = None
         self._after_write: list[Callable[[], None]] = []
         self._stopped = False
+        self._sync_began_ns = 0
+        self._syncing_position = store.position
+        #: The highest position of the store that is durable: what peers may be told.
+        self.synced_position = store.position
         self.syncs_total = 0
 
-    def mark(self, partition: HostedPartition) -> None:
-        """`partition` has entries to append."""
-        self._dirty[partition] = None
-        if not self._busy and not self._kick_scheduled:
+    # -- asking
+
+    def mark(self, writer: Writer) -> None:
+        """`writer` has something for the next batch."""
+        self._dirty[writer] = None
+        if not self._is_busy and not self._kick_scheduled:
             self._kick_scheduled = True
             self._loop.call_soon(self._kick)
+
+    def open_batch(self, writer: Writer) -> Batch:
+        """The batch that is written next; `writer` hears of its sync."""
+        if not self._is_writing:
+            self.mark(writer)
+        return self._any_batch()
+
+    def submit(self, fill: Callable[[Batch], None], done: Callable[[], None] | None = None) -> None:
+        """Write what `fill` puts into the next batch; ``done()`` once it is durable."""
+        fill(self._any_batch())
+        if done is not None:
+            self._callbacks.append(done)
+        if not self._is_busy and not self._kick_scheduled:
+            self._kick_scheduled = True
+            self._loop.call_soon(self._kick)
+
+    def _any_batch(self) -> Batch:
+        if self._open is None:
+            self._open = self._store.batch()
+        return self._open
 
     def after_write(self, action: Callable[[], None]) -> None:
         """Do `action` as soon as the batch that is being made is in the store."""
         self._after_write.append(action)
 
+    def has_unapplied(self, writer: Writer) -> None:
+        """`writer` has committed changes that are not in the state yet."""
+        self._unapplied[writer] = None
+        if self._apply_timer is None:
+            self._apply_timer = self._loop.call_later(APPLY_DELAY_S, self._apply)
+
+    def stuck_ns(self, now_ns: int) -> int:
+        """For how long the disk owes an answer; 0 if it does not."""
+        return now_ns - self._sync_began_ns if self._is_busy else 0
+
+    # -- the cycle
+
     def _kick(self) -> None:
         self._kick_scheduled = False
-        if self._busy or self._stopped or not self._dirty:
+        if self._is_busy or self._stopped or not (self._dirty or self._callbacks or self._written):
             return
-        self._busy = True
-        dirty, self._dirty = self._dirty, {}
         now_ns = time.monotonic_ns()
         try:
-            batch = self._store.batch()
-            for partition in dirty:
-                partition.write_record(batch, now_ns)
-                self._unapplied.pop(partition, None)
-            self._store.write(batch)
+            self._write_open(now_ns, with_proposals=True)
         except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
             self._fail_because(error)
             return
-        self._syncing = list(dirty)
+        self._is_busy = True
+        self._sync_began_ns = now_ns
+        self._syncing, self._written = list(self._written), {}
+        self._syncing_callbacks, self._callbacks = self._callbacks, []
+        for writer in self._syncing:
+            writer.begin_sync()
+        self._syncing_position = self._store.position
         self._store.sync(self._report_sync)
         self._run_after_write()
+
+    def _write_open(self, now_ns: int, *, with_proposals: bool) -> None:
+        dirty = self._dirty
+        if with_proposals:
+            self._dirty = {}
+            self._is_writing = True
+            try:
+                for writer in dirty:
+                    writer.write(self._any_batch(), now_ns)
+                    self._unapplied.pop(writer, None)
+            finally:
+                self._is_writing = False
+        batch = self._any_batch()
+        self._put_marks(batch)
+        self._store.advance(batch)
+        self._open = None
+        self._store.write(batch)
+        for writer in dirty:
+            writer.written()
+        self._written.update(dirty)
+
+    def write_now(self) -> None:
+        """Bring the open batch into the store at once; it is synced with the next one.
+
+        :raises StorageError: the outcome is unknown
+        """
+        if self._open is not None and not self._stopped:
+            self._write_open(time.monotonic_ns(), with_proposals=False)
+            if not self._is_busy and not self._kick_scheduled:
+                self._kick_scheduled = True
+                self._loop.call_soon(self._kick)
 
     def _report_sync(self, error: StorageError | None) -> None:
         """In the sync thread."""
@@ -80,45 +179,60 @@ class GroupCommit:
             logger.debug("the loop closed before a sync was reported")
 
     def _synced(self, error: StorageError | None) -> None:
-        self._busy = False
+        self._is_busy = False
         if self._stopped:
             return
         if error is not None:
             self.fail(error)
             return
         self.syncs_total += 1
+        self.synced_position = self._syncing_position
         now_ns = time.monotonic_ns()
         synced, self._syncing = self._syncing, []
+        callbacks, self._syncing_callbacks = self._syncing_callbacks, []
         # The next batch starts before the answers of this one are sent: the disk works while the answers are encoded.
-        if self._dirty:
+        if (self._dirty or self._callbacks or self._written) and not self._kick_scheduled:
             self._loop.call_soon(self._kick)
             self._kick_scheduled = True
         try:
-            for partition in synced:
-                partition.synced(now_ns)
-                if partition.has_unapplied:
-                    self._unapplied[partition] = None
+            for writer in synced:
+                writer.synced(now_ns)
+            for callback in callbacks:
+                callback()
         except Exception as failure:  # noqa: BLE001 - as above
             self._fail_because(failure)
-            return
-        if self._unapplied and self._apply_timer is None:
-            self._apply_timer = self._loop.call_later(APPLY_DELAY_S, self._apply)
 
     def _apply(self) -> None:
-        """Nothing was appended to these partitions for a while: put their committed changes into the state without waiting for more."""
+        """Nothing was appended by these replicas for a while: put their committed changes into the state without waiting for more."""
         self._apply_timer = None
         if self._stopped or not self._unapplied:
             return
         unapplied, self._unapplied = self._unapplied, {}
         try:
+            # Log before state: what is in the open batch may be what the state is applied from.
+            self.write_now()
             batch = self._store.batch()
-            for partition in unapplied:
-                partition.write_applied(batch)
+            for writer in unapplied:
+                writer.write_applied(batch)
             self._store.write(batch)
         except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
             self._fail_because(error)
             return
+        for writer in unapplied:
+            if writer.has_unapplied:
+                self.has_unapplied(writer)
         self._run_after_write()
+
+    def apply_now(self, writer: Writer) -> None:
+        """Bring everything `writer` has committed into the store's state, before anybody reads it.
+
+        :raises StorageError: the outcome is unknown
+        """
+        self._unapplied.pop(writer, None)
+        self.write_now()
+        batch = self._store.batch()
+        writer.write_applied(batch)
+        self._store.write(batch)
 
     def _run_after_write(self) -> None:
         actions, self._after_write = self._after_write, []
@@ -136,15 +250,16 @@ class GroupCommit:
 
     def fail(self, error: StorageError) -> None:
         """The store cannot be trusted any more: nothing is written from now on."""
-        self._stopped = True
-        self._failed(error)
+        if not self._stopped:
+            self._stopped = True
+            self._failed(error)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until nothing is left to write, at most `timeout_s`."""
         deadline_s = self._loop.time() + timeout_s
-        while (self._busy or self._dirty) and not self._stopped and self._loop.time() < deadline_s:
+        while (self._is_busy or self._dirty or self._callbacks) and not self._stopped and self._loop.time() < deadline_s:
             await asyncio.sleep(0.002)
-        if not self._busy:
+        if not self._is_busy:
             self._apply()
 
     def stop(self) -> None:

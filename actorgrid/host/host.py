@@ -2,15 +2,19 @@
 
 This file puts the parts together and takes them apart again; each part knows its own business:
 
-=============  ==========================================================
-`server`       connections: handshake, frames, answers
-`partition`    one replica: admission, log, commit, recovery
-`runner`       turns
-`residents`    which activations stay in memory
-`commit`       group commit to the store
-`outgoing`     calls that actors make, offloaded work
-`watchdog`     turns that block the loop
-=============  ==========================================================
+===============  ==========================================================
+`server`         connections of callers: handshake, frames, answers
+`peers`          connections to the other hosts, and the beats on them
+`replica_shell`  one replica: what its core wants, done
+`partition`      what a primary has besides: admission, log, answers
+`copying`        copies of whole partitions, out and in
+`bootstrap`      the beginning of a grid
+`runner`         turns
+`residents`      which activations stay in memory
+`commit`         group commit to the store
+`outgoing`       calls that actors make, offloaded work
+`watchdog`       turns that block the loop
+===============  ==========================================================
 
 The same class runs inside a Ray actor, in tests and without either.
 """
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import ipaddress
 import itertools
@@ -26,40 +31,67 @@ import logging
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from actorgrid.actor.registry import ActorRegistry
 from actorgrid.client.caller import Caller
-from actorgrid.errors import SettingsError, StorageError
+from actorgrid.errors import CorruptLogError, InvariantViolation, SettingsError, StorageError
+from actorgrid.host.bootstrap import SYSTEM_PARTITION, Bootstrap
 from actorgrid.host.commit import GroupCommit
+from actorgrid.host.copying import Copying
 from actorgrid.host.offload import Offloader, ProcessOffloader
 from actorgrid.host.outgoing import OutgoingCalls
 from actorgrid.host.partition import HostedPartition
+from actorgrid.host.peers import PeerConnection, Peers
+from actorgrid.host.replica_shell import ReplicaShell
 from actorgrid.host.residents import Residents
 from actorgrid.host.runner import Runner
 from actorgrid.host.server import ConnectionCounters, HostConnection, unknown_verb
+from actorgrid.host.supervision import LocalSupervisor, Supervisor
 from actorgrid.host.watchdog import Watchdog
-from actorgrid.ids import HostName, PartitionId, new_client_id
+from actorgrid.ids import HostName, new_client_id
+from actorgrid.replication import events as ev
+from actorgrid.replication.configuration import Member
+from actorgrid.replication.frames import CopyAnswer, CopyBegin, CopyChunkFrame, CopyEnd, StoreMark
+from actorgrid.replication.liveness import Liveness, Times
+from actorgrid.replication.messages import Append, Message, ReplicaMissing
+from actorgrid.replication.replica import Role
 from actorgrid.settings import ClientSettings, HostSettings, WireSettings
-from actorgrid.storage.store import Store, StoreIdentity
+from actorgrid.storage.store import Batch, PeerMark, ReplicaPointer, Store, StoreIdentity
 from actorgrid.wire import messages
+from actorgrid.wire.framing import frame
 from actorgrid.wire.messages import HostInfo
 
 logger = logging.getLogger(__name__)
 
 SWEEP_EVERY_S: Final = 0.25
+#: How often replicas are asked whether their time has come.
+TICK_S: Final = 0.02
+COPY_TICK_S: Final = 1.0
+#: A disk that has not answered two syncs by then is no reason not to start.
+ALONE_SERVES_S: Final = 10.0
+#: Changes of the map within so long are pushed to clients together.
+PUSH_DELAY_S: Final = 0.002
+SETTINGS_ADDRESS: Final = "actorgrid.System\0settings"
+#: A store that cannot be trusted is put aside under this name, never deleted.
+QUARANTINE: Final = "store.corrupt"
 SWEEP_OVER_LIMIT_S: Final = 0.01
 STOP_GRACE_S: Final = 3.0
 #: Clients whose progress is remembered; beyond that the longest unheard go. They lose nothing but an early release of records.
 WATERMARKS_MAX: Final = 100_000
 
 
+#: Odd sizes up to seven: past that every write waits for more disks and gains nothing.
+REPLICA_SET_SIZE_MAX: Final = 7
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HostConfig:
     """What a host is told at start.
 
-    :ivar hosts: all hosts of the grid in their fixed order; partition i is on ``hosts[(i - 1) % len(hosts)]``
+    :ivar hosts: all hosts of the grid; their order decides where the first replicas are
     :ivar app: modules with actor classes; :ivar app_path: directories put in front of ``sys.path`` before they are imported
     """
 
@@ -86,8 +118,8 @@ class HostConfig:
             problems.append("two hosts have one name")
         if not 1 <= self.partition_count <= 65_536:
             problems.append(f"partition count {self.partition_count} is outside the allowed range 1..65536")
-        if self.replica_set_size != 1:
-            problems.append(f"replica set size {self.replica_set_size}: this release keeps one replica of a partition")
+        if not 1 <= self.replica_set_size <= REPLICA_SET_SIZE_MAX:
+            problems.append(f"replica set size {self.replica_set_size} is outside the allowed range 1..{REPLICA_SET_SIZE_MAX}")
         if not _is_loopback(self.address):
             problems.append(
                 f"address {self.address!r} is not a loopback address: listening elsewhere needs credentials, "
@@ -105,26 +137,40 @@ def _is_loopback(address: str) -> bool:
 
 
 class Host:
-    """One host. `start` it once; when it has failed or stopped, make a new one."""
+    """One host. `start` it once; when it has failed or stopped, make a new one.
 
-    def __init__(self, config: HostConfig, *, offloader: Offloader | None = None) -> None:
+    :param supervisor: who sees processes of other hosts die; by default the kernel's own word on this machine
+    """
+
+    def __init__(self, config: HostConfig, *, offloader: Offloader | None = None, supervisor: Supervisor | None = None) -> None:
         self.config = config
         self.cluster_id = config.cluster_id
         self.partitions: dict[int, HostedPartition] = {}
+        self.shells: dict[int, ReplicaShell] = {}
         self.watermarks: dict[bytes, int] = {}
         self.state = "starting"
         self._offloader: Offloader = offloader or ProcessOffloader(config.app_path)
+        self._supervisor: Supervisor = supervisor or LocalSupervisor()
+        self._rng = random.Random()  # noqa: S311 - election timeouts
         self._incarnation = 0
         self._counters = ConnectionCounters()
         self._connections: dict[HostConnection, None] = {}
         self._store: Store | None = None
         self._server: asyncio.Server | None = None
-        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._pointers: dict[int, ReplicaPointer] = {}
+        self._has_begun = False
+        self._push_scheduled = False
+        self.messages_rejected_total = 0
+        self.replicas_retired_total = 0
 
     # -- life
 
     async def start(self) -> None:
-        """Load the app, open the store, bring every partition up, and listen. Serves when it returns.
+        """Load the app, open the store, recover every replica, listen, and meet the other hosts.
+
+        When it returns, this host listens, and serves what needs no other host. A new host has nothing until the grid is begun (`init`),
+        or until the primaries of its partitions fill it.
 
         :raises SettingsError: the app, the data directory or the port is wrong; everything found is named
         :raises StorageError: the store cannot be read
@@ -136,14 +182,15 @@ class Host:
         loop.set_default_executor(
             concurrent.futures.ThreadPoolExecutor(settings.blocking_threads_max, thread_name_prefix="actorgrid blocking")
         )
-        identity = StoreIdentity(config.cluster_id, config.name, config.partition_count, tuple(host.name for host in config.hosts))
-        self._store = store = Store(config.data_dir / "store", identity)
+        self._store = store = self._open_store()
         try:
             self._incarnation = store.next_incarnation()
+            store.sync_now()
             self._watchdog = Watchdog(settings.loop_block_report_s, settings.loop_block_limit_s)
             self.runner = Runner(loop, settings, config.wire, self._watchdog)
             self.residents = Residents(settings)
-            self._commit = GroupCommit(loop, store, self._fail)
+            self.liveness = Liveness(config.name, self._incarnation, time.monotonic_ns(), Times(), quiet=not store.is_new)
+            self._commit = GroupCommit(loop, store, self._fail, self._put_marks)
             self._caller = Caller(
                 client_id=new_client_id(),
                 settings=ClientSettings(in_flight_max=min(settings.host_queue_max, 1_048_576)),
@@ -152,50 +199,144 @@ class Host:
                 role=messages.ROLE_HOST,
                 cluster_id=config.cluster_id,
             )
-            self._caller.set_map(self.map_message())
-            outgoing = OutgoingCalls(loop, config.partition_count, self.partitions, self.watermarks, self._caller, self._offloader)
-            self._recover(outgoing)
+            self._outgoing = OutgoingCalls(loop, config.partition_count, self.partitions, self.watermarks, self._caller, self._offloader)
+            marks = {name: StoreMark(mark.incarnation, mark.position, mark.store_id) for name, mark in store.peer_marks().items()}
+            infos = {info.name: info for info in config.hosts}
+            self._peers = Peers(
+                loop=loop,
+                owner=self,
+                cluster_id=config.cluster_id,
+                me=infos[config.name],
+                others=[info for info in config.hosts if info.name != config.name],
+                own_mark=self._own_mark,
+                marks=marks,
+                liveness=self.liveness,
+                supervisor=self._supervisor,
+                beat_s=self.liveness.times.beat_ns / 1e9,
+            )
+            self._copying = Copying(store, self._peers, self._commit, self, time.monotonic_ns)
+            self._bootstrap = Bootstrap(
+                cluster_id=config.cluster_id,
+                me=config.name,
+                hosts=config.hosts,
+                partition_count=config.partition_count,
+                replica_set_size=config.replica_set_size,
+                store=store,
+                commit=self._commit,
+                settings=settings,
+                wire=config.wire,
+                owner=self,
+            )
+            self._recover()
             await self._listen()
         except BaseException:
             await self._take_apart()
             raise
         self._watchdog.start()
-        self._sweep()
         self.state = "serving"
+        self._peers.start()
+        self._caller.set_map(self.map_message())
+        if self.shells:
+            self._begin()
+        self._sweep()
+        self._tick()
+        self._tick_copies()
+        await self._until_alone_serves()
         logger.info(
-            "host serves name=%s address=%s:%d pid=%d partitions=%d actors=%s",
-            config.name, config.address, self.port, os.getpid(), len(self.partitions), ",".join(self.registry.names),
+            "host listens name=%s address=%s:%d pid=%d incarnation=%d replicas=%d actors=%s",
+            config.name, config.address, self.port, os.getpid(), self._incarnation, len(self.shells), ",".join(self.registry.names),
         )  # fmt: skip
 
-    def _recover(self, outgoing: OutgoingCalls) -> None:
-        """Read every partition this host has, and commit the first entry of a new epoch in each, in two syncs for all of them."""
-        config, store = self.config, self._store
+    def _open_store(self) -> Store:
+        """The store; a new one in the place of one that is damaged, if other hosts have what it had."""
+        config = self.config
+        identity = StoreIdentity(config.cluster_id, config.name, config.partition_count)
+        path = config.data_dir / "store"
+        condemned = path.with_name(QUARANTINE + ".please")
+        try:
+            if condemned.exists() and config.replica_set_size > 1:
+                raise CorruptLogError(condemned.read_text() or "it was found to be damaged")
+            return Store(path, identity)
+        except CorruptLogError as error:
+            if config.replica_set_size == 1:
+                raise
+            aside = next(each for number in itertools.count(1) if not (each := path.with_name(f"{QUARANTINE}.{number}")).exists())
+            logger.error("store is damaged, it is put aside and its replicas are built anew path=%s aside=%s error=%s", path, aside, error)
+            path.rename(aside)
+            condemned.unlink(missing_ok=True)
+            return Store(path, identity)
+
+    def _recover(self) -> None:
+        """Read every replica this host has. One whose log cannot be trusted leaves duty and is built anew by its partition's primary."""
+        store = self._store
         assert store is not None
-        own = [host.name for host in config.hosts].index(config.name)
-        batch = store.batch()
-        for partition_id in range(own + 1, config.partition_count + 1, len(config.hosts)):
-            partition = HostedPartition(
-                PartitionId(partition_id),
-                config.partition_count,
-                store,
-                self.registry,
-                config.settings,
-                self.runner,
-                self._commit,
-                outgoing,
-                self.residents,
-            )
-            partition.recover(batch)
-            self.partitions[partition_id] = partition
-        store.write(batch)
-        store.sync_now()
-        for partition in self.partitions.values():
-            partition.epoch_saved()
+        for pointer in store.replica_pointers():
+            self._pointers[pointer.partition] = pointer
+            if pointer.state != "active":
+                continue
+            try:
+                self._add(pointer)
+            except CorruptLogError as error:
+                if self.config.replica_set_size == 1:
+                    raise
+                self._retire(pointer, str(error))
+
+    def _add(self, pointer: ReplicaPointer) -> ReplicaShell:
+        """A replica and its office.
+
+        :raises CorruptLogError: what is stored cannot be trusted
+        """
+        store, settings = self._store, self.config.settings
+        assert store is not None
+        shell = ReplicaShell(
+            pointer,
+            store=store,
+            settings=settings,
+            liveness=self.liveness,
+            rng=self._rng,
+            peers=self._peers,
+            commit=self._commit,
+            owner=self,
+        )
+        shell.recover()
+        self.shells[pointer.partition] = shell
+        self._pointers[pointer.partition] = pointer
+        self.partitions[pointer.partition] = HostedPartition(
+            shell,
+            self.config.partition_count,
+            self.primary_of,
+            store,
+            self.registry,
+            settings,
+            self.runner,
+            self._commit,
+            self._outgoing,
+            self.residents,
+        )
+        return shell
+
+    async def _until_alone_serves(self) -> None:
+        """Wait for the partitions whose only voter is here: nobody else has a say in when they serve."""
+        alone = [partition for partition in self.partitions.values() if partition.replica.configuration.voters == (partition.shell.me,)]
+        deadline_s = self._loop.time() + ALONE_SERVES_S
+        while not all(partition.serving for partition in alone) and self._loop.time() < deadline_s:
+            if self._failure.done():
+                raise self._failure.result()
+            await asyncio.sleep(0.002)
+
+    def begin_replicas(self) -> None:
+        """The replicas that the bootstrap has created take part."""
+        if self._has_begun:
+            return
+        self._recover()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        for partition, shell in self.shells.items():
+            shell.begin(self.partitions[partition])
 
     async def _listen(self) -> None:
-        await self._commit.drain(60)
-        if self._failure.done():
-            raise self._failure.result()
         config = self.config
         try:
             self._server = await self._loop.create_server(
@@ -218,12 +359,12 @@ class Host:
         deadline_s = self._loop.time() + STOP_GRACE_S
         await self._finish_turns(deadline_s)
         for partition in self.partitions.values():
-            for activation in list(partition.activations.values()):
-                if "on_deactivate" in activation.actor_type.hooks:
-                    partition.deactivate(activation)
+            if partition.serving:
+                for activation in list(partition.activations.values()):
+                    if "on_deactivate" in activation.actor_type.hooks:
+                        partition.deactivate(activation)
         await self._finish_turns(deadline_s)
-        for partition in self.partitions.values():
-            partition.step_down("the host is stopping")
+        self._end_duty("the host is stopping")
         for connection in list(self._connections):
             connection.say_goodbye(f"host {self.config.name} is stopping")
         await self._take_apart()
@@ -231,45 +372,63 @@ class Host:
 
     async def _finish_turns(self, deadline_s: float) -> None:
         """Wait until nothing runs and all that ran is in the state, at most until `deadline_s`, but half a second for the commit."""
-        while self.runner.admitted and self._loop.time() < deadline_s and not self._failure.done():
+        while self.runner.admitted + self.runner.uncommitted > 0 and self._loop.time() < deadline_s and not self._failure.done():
             await asyncio.sleep(0.005)
         await self._commit.drain(max(0.5, deadline_s - self._loop.time()))
 
+    def _end_duty(self, why: str) -> None:
+        for shell in self.shells.values():
+            with contextlib.suppress(InvariantViolation):  # it ends anyway, and has told its story
+                shell.leave(why)
+
     async def _take_apart(self) -> None:
-        for partition in self.partitions.values():
-            partition.step_down("the host is stopping")
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        self._end_duty("the host is stopping")
+        for timer in self._timers.values():
+            timer.cancel()
         if self._server is not None:
             self._server.close()
+        if hasattr(self, "_peers"):
+            await self._peers.stop()
         for connection in list(self._connections):
             connection.close()
         if hasattr(self, "_watchdog"):
             self._watchdog.stop()
+        if hasattr(self, "_copying"):
+            self._copying.close()
         if hasattr(self, "_commit"):
             self._commit.stop()
         if hasattr(self, "_caller"):
             await self._caller.close()
+        self._supervisor.close()
         await self._offloader.close()
         await asyncio.sleep(0)
         store, self._store = self._store, None
         if store is not None:
             self.partitions.clear()
+            self.shells.clear()
             await asyncio.to_thread(store.close)
 
     def _fail(self, error: StorageError) -> None:
-        """The store is of no further use: every partition leaves duty, and nothing more is accepted (I12)."""
+        """The store is of no further use: every replica leaves duty, and nothing more is accepted (I12)."""
         if self._failure.done():
             return
         self.state = "failed"
         logger.error("host leaves duty name=%s error=%s", self.config.name, error)
-        for partition in self.partitions.values():
-            partition.step_down(str(error))
+        if isinstance(error, CorruptLogError) and self.config.replica_set_size > 1:
+            # The next start puts this store aside: what is damaged is not read twice.
+            with contextlib.suppress(OSError):
+                (self.config.data_dir / (QUARANTINE + ".please")).write_text(str(error))
         self._failure.set_result(error)
+        self._commit.stop()
+        self._end_duty(str(error))
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):
             connection.say_goodbye(f"host {self.config.name} lost its store: {error}")
+
+    def _fail_by_bug(self, error: Exception) -> None:
+        logger.error("host leaves duty by a bug", exc_info=error)
+        self._fail(StorageError(f"{type(error).__name__}: {error}"))
 
     async def run_until_failed(self) -> BaseException:
         """Wait until a storage error has ended this host's duty; the process should end then and be started anew.
@@ -281,44 +440,303 @@ class Host:
     def _sweep(self) -> None:
         """Housekeeping, a little at a time; in quick succession while activations take more memory than they may (I16)."""
         every_s = SWEEP_EVERY_S if not self.residents.over_limit else SWEEP_OVER_LIMIT_S
-        self._sweep_timer = self._loop.call_later(every_s, self._sweep)
+        self._timers["sweep"] = self._loop.call_later(every_s, self._sweep)
         self.residents.sweep(time.monotonic())
         for report in self.runner.report_stuck():
             logger.warning("turn waits method=%(method)s actor=%(actor)s for_s=%(waiting_s)s", report)
         while len(self.watermarks) > WATERMARKS_MAX:
             del self.watermarks[next(iter(self.watermarks))]
 
+    def _tick(self) -> None:
+        """Let time pass for the replicas."""
+        self._timers["tick"] = self._loop.call_later(TICK_S, self._tick)
+        self._guarded(self._tick_replicas)
+
+    def _tick_replicas(self) -> None:
+        if self._has_begun:
+            now_ns = time.monotonic_ns()
+            for shell in list(self.shells.values()):
+                shell.tick(now_ns)
+
+    def _tick_copies(self) -> None:
+        self._timers["copies"] = self._loop.call_later(COPY_TICK_S, self._tick_copies)
+        self._guarded(self._copying.tick)
+
+    def _guarded(self, action: Callable[[], Any]) -> None:
+        """Do what replicas want; a broken invariant ends the duty of the host, before it does harm."""
+        if self._failure.done() or self._store is None:
+            return
+        try:
+            action()
+        except StorageError as error:
+            self._fail(error)
+        except (InvariantViolation, AssertionError, LookupError, TypeError, ValueError) as error:
+            self._fail_by_bug(error)
+
+    # -- replicas (`replica_shell.ShellOwner`, `copying.CopyingOwner`)
+
+    def shell_of(self, partition: int) -> ReplicaShell | None:
+        return self.shells.get(partition)
+
+    def next_incarnation_of(self, partition: int) -> int:
+        pointer = self._pointers.get(partition)
+        return pointer.incarnation + 1 if pointer is not None else 1
+
+    def start_copy(self, shell: ReplicaShell, to: Member) -> None:
+        # Not from inside the step that wants it.
+        self._loop.call_soon(self._guarded, lambda: self._copying.start(shell, to))
+
+    def installed(self, pointer: ReplicaPointer) -> None:
+        """A copy is in the store: its replica goes on from it, or begins."""
+        self._pointers[pointer.partition] = pointer
+        shell = self.shells.get(pointer.partition)
+        if shell is not None:
+            shell.installed(pointer)
+            return
+        self._has_begun = True
+        shell = self._add(pointer)
+        shell.begin(self.partitions[pointer.partition])
+
+    def office_closed(self, shell: ReplicaShell) -> None:
+        """This replica is primary no more: the copies it was sending mean nothing."""
+        self._loop.call_soon(self._guarded, lambda: self._copying.shell_closed(shell))
+
+    def is_primary(self, partition: int, epoch: int, host: str) -> None:
+        if self.liveness.is_primary(partition, epoch, host):
+            self.primaries_changed()
+        if partition == SYSTEM_PARTITION and host == self.config.name:
+            self._keep_settings()
+
+    def retire(self, shell: ReplicaShell, why: str) -> None:
+        """A replica's data cannot be trusted: it leaves duty for good, and is built anew by its partition's primary (I6, I12)."""
+        if self.config.replica_set_size == 1:
+            self._fail(CorruptLogError(why))
+            return
+        self._loop.call_soon(self._guarded, lambda: self._leave(shell, why))
+
+    def _leave(self, shell: ReplicaShell, why: str) -> None:
+        if self.shells.get(shell.partition) is not shell:
+            return
+        shell.leave(why)
+        del self.shells[shell.partition], self.partitions[shell.partition]
+        self._copying.shell_closed(shell)
+        self._retire(shell.pointer, why)
+
+    def _retire(self, pointer: ReplicaPointer, why: str) -> None:
+        logger.error("replica retired partition=%d incarnation=%d why=%s", pointer.partition, pointer.incarnation, why)
+        store = self._store
+        assert store is not None
+        self.replicas_retired_total += 1
+        retired = ReplicaPointer(pointer.partition, pointer.incarnation, pointer.generation, "retired")
+        self._pointers[pointer.partition] = retired
+        self._commit.submit(lambda batch: store.put_pointer(batch, retired))
+
+    def _keep_settings(self) -> None:
+        """The system partition holds what the grid was created with; its first primary writes it."""
+        config, partition = self.config, self.partitions[SYSTEM_PARTITION]
+        entries = partition.shell.durable.entries_of(SETTINGS_ADDRESS)
+        if entries.get(b"") is None:
+            kept = {
+                "cluster_id": config.cluster_id,
+                "partition_count": config.partition_count,
+                "replica_set_size": config.replica_set_size,
+            }
+            partition.log_internal(SETTINGS_ADDRESS, [(b"", messages.encode(kept))])
+
+    # -- peers (`peers.PeerOwner`)
+
+    def peer_greeted(self, transport: asyncio.Transport, payload: bytes) -> PeerConnection | None:
+        return self._peers.greeted(transport, payload)
+
+    def peer_frame(self, host: str, incarnation: int, messages: list[Message]) -> None:
+        self._guarded(lambda: self._take_messages(host, incarnation, messages))
+
+    def _take_messages(self, host: str, incarnation: int, messages: list[Message]) -> None:
+        shells = self.shells
+        for message in messages:
+            shell = shells.get(message.partition)
+            if shell is not None and message.to == shell.me.incarnation:
+                if self._has_begun:
+                    shell.on_message(message, host, incarnation)
+            else:
+                self._not_for_us(shell, message, host)
+
+    def _not_for_us(self, shell: ReplicaShell | None, message: Message, host: str) -> None:
+        """A message for a replica that is not here, or not any more (I6, I7)."""
+        self.messages_rejected_total += 1
+        if type(message) is not Append:
+            return
+        if shell is not None:
+            if message.to > shell.me.incarnation and message.epoch >= shell.core.epoch:
+                self._leave(shell, f"the primary of epoch {message.epoch} has put incarnation {message.to} in its place")
+            return
+        missing = ReplicaMissing(message.partition, message.sender, message.to, self.next_incarnation_of(message.partition))
+        self._peers.send(host, missing)
+
+    def peer_other(self, host: str, incarnation: int, message: Any) -> None:
+        copying = self._copying
+        match message:
+            case CopyBegin():
+                self._guarded(lambda: copying.on_begin(host, message))
+            case CopyChunkFrame():
+                self._guarded(lambda: copying.on_chunk(host, message))
+            case CopyEnd():
+                self._guarded(lambda: copying.on_end(host, message))
+            case CopyAnswer():
+                self._guarded(lambda: copying.on_answer(host, message))
+            case _:
+                raise AssertionError(f"unexpected {type(message).__name__} of host {host}")
+
+    def _step_all(self, event: ev.Event) -> None:
+        def step() -> None:
+            for shell in list(self.shells.values()):
+                shell.step(event)
+
+        if self._has_begun:
+            self._guarded(step)
+
+    def peer_up(self, host: str) -> None:
+        self._step_all(ev.PeerUp(host))
+
+    def peer_down(self, host: str) -> None:
+        self._guarded(lambda: self._copying.peer_lost(host))
+        self._step_all(ev.PeerDown(host))
+
+    def peer_paused(self, host: str, *, paused: bool) -> None:
+        self._step_all(ev.PeerPaused(host) if paused else ev.PeerResumed(host))
+
+    def support_changed(self, host: str) -> None:
+        self._step_all(ev.SupportChanged(host))
+
+    def host_died(self, host: str, incarnation: int) -> None:
+        self._step_all(ev.HostDied(host, incarnation))
+        self._guarded(self._tick_replicas)
+
+    def synced_position(self) -> int:
+        return self._commit.synced_position
+
+    def may_beat(self, now_ns: int) -> bool:
+        """A host whose disk does not answer must lose its leases (design.md, section 7)."""
+        return not self._failure.done() and self._commit.stuck_ns(now_ns) < self.liveness.times.support_ns
+
+    def _own_mark(self) -> StoreMark:
+        store = self._store
+        assert store is not None
+        return StoreMark(self._incarnation, self._commit.synced_position, store.store_id)
+
+    def _put_marks(self, batch: Batch) -> None:
+        store = self._store
+        assert store is not None
+        for host, mark in self._peers.take_marks().items():
+            store.put_peer_mark(batch, host, PeerMark(mark.incarnation, mark.position, mark.store_id))
+
+    def disk_went_back(self, known: StoreMark, said_by: str) -> None:
+        """A peer remembers more of this store than it has: nothing it promised counts any more (I6).
+
+        Its replicas retire, it becomes another store in a later life, and the process starts anew: as a host to be filled.
+        """
+        if self._failure.done():
+            return
+        store = self._store
+        assert store is not None
+        mark = self._own_mark()
+        logger.error("disk went back in time said_by=%s has=%s known=%s replicas=%d", said_by, mark, known, len(self._pointers))
+        batch = store.batch()
+        try:
+            for pointer in self._pointers.values():
+                store.put_pointer(batch, ReplicaPointer(pointer.partition, pointer.incarnation, pointer.generation, "retired"))
+            store.reborn(batch, max(known.incarnation, mark.incarnation))
+            self._commit.stop()
+            store.write(batch)
+            store.sync_now()
+        except StorageError as error:
+            self._fail(error)
+            return
+        self._fail(StorageError(f"{said_by} remembers {known} of this host's store, which has {mark}: its replicas are to be built anew"))
+
     # -- for connections
 
     def map_message(self) -> messages.MapMessage:
-        hosts = self.config.hosts
-        return messages.MapMessage(1, self.cluster_id, list(hosts), [i % len(hosts) for i in range(self.config.partition_count)])
+        config, primaries = self.config, self.liveness.primaries
+        index_of = {info.name: index for index, info in enumerate(config.hosts)}
+        hosts, epochs, secondaries = [], [], []
+        for partition in range(1, config.partition_count + 1):
+            epoch, name = primaries.get(partition, (0, ""))
+            hosts.append(index_of.get(name, -1))
+            epochs.append(epoch)
+            shell = self.shells.get(partition)
+            members = shell.core.configuration.members if shell is not None and self._has_begun else ()
+            secondaries.append([index_of[member.host] for member in members if member.host != name and member.host in index_of])
+        return messages.MapMessage(1, self.cluster_id, list(config.hosts), hosts, epochs, secondaries)
+
+    def primaries_changed(self) -> None:
+        """Somebody is primary of something since now: whoever routes calls is told, a few changes at a time."""
+        if not self._push_scheduled and self._store is not None:
+            self._push_scheduled = True
+            self._loop.call_later(PUSH_DELAY_S, self._push_map)
+
+    def _push_map(self) -> None:
+        self._push_scheduled = False
+        if self._store is None:
+            return
+        message = self.map_message()
+        self._caller.set_map(message)
+        payload = frame(messages.encode(message))
+        for connection in list(self._connections):
+            connection.push_map(payload)
 
     def welcome(self, version: int) -> messages.Welcome:
         config = self.config
-        positions: dict[int, int] = {partition.id: partition.replica.committed_lsn for partition in self.partitions.values()}
+        positions: dict[int, int] = {
+            partition: shell.core.committed_lsn for partition, shell in self.shells.items() if shell.core.committed_lsn
+        }
         return messages.Welcome(
             version, self.cluster_id, config.name, self._incarnation, config.wire.frame_bytes_max, self.map_message(), positions
         )
 
-    def primary_of(self, partition: int) -> str:
-        if not 1 <= partition <= self.config.partition_count:
-            return ""
-        host = self.config.hosts[(partition - 1) % len(self.config.hosts)]
-        return f"{host.name}@{host.address}:{host.port}"
+    def primary_of(self, partition: int) -> tuple[str, int]:
+        """Where the primary is, as far as known here: ``name@address:port`` or empty, and its epoch."""
+        epoch, name = self.liveness.primaries.get(partition, (0, ""))
+        info = next((info for info in self.config.hosts if info.name == name), None)
+        if info is None or name == self.config.name or self.liveness.is_dead(name, self.liveness.life_of(name)):
+            return "", epoch
+        return f"{info.name}@{info.address}:{info.port}", epoch
 
-    def administer(self, verb: str, arguments: dict[str, Any]) -> Any:
+    async def administer(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Answer an operator's tool.
 
-        :raises RequestError: unknown verb
+        :raises RequestError: unknown verb, or arguments it does not take
         """
-        if verb == "status":
-            return self.status()
-        raise unknown_verb(verb, ["status"])
+        match verb:
+            case "status":
+                return self.status()
+            case "init":
+                begun = await self._bootstrap.init()
+                await self._until_alone_serves()
+                return begun
+            case "bootstrap_state" | "bootstrap_create" | "bootstrap_begin":
+                return await self._bootstrap.answer(verb, arguments)
+            case "digests":
+                return {"partitions": self.digests()}
+            case "process_died":
+                known = self._peers.process_died(str(arguments.get("host", "")), str(arguments.get("process_id", "")))
+                return {"known": known}
+            case _:
+                raise unknown_verb(verb, ["status", "init", "digests", "process_died"])
+
+    def digests(self) -> list[dict[str, Any]]:
+        """A digest of the applied state of every replica here: equal on all replicas with the same position."""
+        answers = []
+        for partition, shell in self.shells.items():
+            self._commit.apply_now(shell)
+            lsn, digest = shell.durable.digest()
+            answers.append({"id": partition, "applied_lsn": lsn, "digest": digest, "role": str(shell.core.role)})
+        return answers
 
     def status(self) -> dict[str, Any]:
         """This host's part of ``actorgrid status``."""
         config = self.config
+        roles = [shell.core.role for shell in self.shells.values()]
         return {
             "host": {
                 "name": config.name,
@@ -326,15 +744,25 @@ class Host:
                 "zone": config.zone,
                 "address": f"{config.address}:{config.port}",
                 "pid": os.getpid(),
+                "process_id": self._supervisor.process_id,
                 "incarnation": self._incarnation,
                 "state": self.state,
                 "primaries": sum(partition.serving for partition in self.partitions.values()),
-                "secondaries": 0,
+                "secondaries": sum(role in (Role.ACTIVE_SECONDARY, Role.IDLE_SECONDARY) for role in roles),
                 "data_dir": str(config.data_dir),
+            },
+            "grid": {
+                "partition_count": config.partition_count,
+                "replica_set_size": config.replica_set_size,
+                "hosts": [info.name for info in config.hosts],
+                "has_begun": self._has_begun,
+            },
+            "peers": {
+                name: {"up": link.connection is not None, "incarnation": link.incarnation} for name, link in self._peers.links.items()
             },
             "counters": self._counter_values(),
             "stuck_turns": list(itertools.islice(self.runner.report_stuck(), 20)),
-            "partitions": [partition.status() for partition in self.partitions.values()],
+            "partitions": [partition.status() for partition in self.partitions.values()] if self._has_begun else [],
         }
 
     def _counter_values(self) -> dict[str, int]:
@@ -352,6 +780,13 @@ class Host:
             "loop_blocked_total": self._watchdog.blocked_reported,
             "turns_interrupted_total": self._watchdog.interrupted,
             "syncs_total": self._commit.syncs_total,
+            "peer_frames_sent_total": self._peers.frames_sent_total,
+            "peer_frames_received_total": self._peers.frames_received_total,
+            "messages_rejected_total": self.messages_rejected_total + sum(shell.core.rejected_total for shell in self.shells.values()),
+            "copies_sent_total": self._copying.sent_total,
+            "copies_installed_total": self._copying.installed_total,
+            "copy_bytes_sent_total": self._copying.bytes_sent_total,
+            "replicas_retired_total": self.replicas_retired_total,
             "connections": self._counters.open,
             "connections_refused_total": self._counters.refused_total,
             "protocol_errors_total": self._counters.protocol_errors_total,

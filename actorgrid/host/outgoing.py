@@ -42,6 +42,7 @@ T = TypeVar("T")
 CHAIN_LENGTH_MAX: Final = 32
 RETRY_FIRST_S: Final = 0.002
 RETRY_MAX_S: Final = 0.25
+LEASE_LOOK_S: Final = 0.01
 
 
 class _LocalAnswer:
@@ -52,7 +53,7 @@ class _LocalAnswer:
     def __init__(self, future: asyncio.Future[tuple[int, bytes]]) -> None:
         self.future = future
 
-    def reply(self, correlation: int, status: int, payload: bytes) -> None:
+    def reply(self, correlation: int, status: int, payload: bytes, lsn: int = 0) -> None:
         if not self.future.done():
             self.future.set_result((status, payload))
 
@@ -145,14 +146,15 @@ class OutgoingCalls:
                 f"{turn.method.qualified_name} is over, so its call of {method.qualified_name} was not made; await it in the turn"
             )
         target = partition_of(address, self._partition_count)
-        partition = self._partitions.get(target)
         turn.waiting_for = (*turn.waiting_for, address)
         try:
             turn.activation.partition.admission.settle_deadlock(turn, address)
-            if partition is None:
-                payload = await self._call_remote(turn, target, method, address, args, path, chain)
-            else:
+            partition = self._partitions.get(target)
+            payload = None
+            if partition is not None and partition.serving:
                 payload = await self._call_local(turn, partition, method, address, args, path, chain)
+            if payload is None:
+                payload = await self._call_remote(turn, target, method, address, args, path, chain)
         finally:
             waiting = list(turn.waiting_for)
             waiting.remove(address)
@@ -160,13 +162,19 @@ class OutgoingCalls:
         return method.decode_result(payload)
 
     async def _until_committed(self, turn: Turn) -> None:
-        """Wait for the commit of what earlier turns of this actor changed: this turn has seen it, so it must not be ahead of it."""
+        """Wait for the commit of what earlier turns of this actor changed: this turn has seen it, so it must not be ahead of it.
+
+        And for proof that what it has seen is the newest there is (I8).
+        """
         activation = turn.activation
         partition = activation.partition
         if activation.last_lsn > partition.replica.committed_lsn:
             waiter: asyncio.Future[None] = self._loop.create_future()
             partition.wait_committed(activation.last_lsn, waiter)
             await waiter
+        # A primary that others have followed without its knowing must not act on what it has seen: it ends here, with its activations.
+        while not partition.replica.has_lease(time.monotonic_ns()) and not turn.over:
+            await asyncio.sleep(LEASE_LOOK_S)
 
     async def _call_remote(
         self, turn: Turn, target: int, method: Method, address: str, args: bytes, path: tuple[int, ...], chain: tuple[str, ...]
@@ -196,7 +204,8 @@ class OutgoingCalls:
         args: bytes,
         path: tuple[int, ...],
         chain: tuple[str, ...],
-    ) -> bytes:
+    ) -> bytes | None:
+        """The answer of an actor of this host; None if its partition is served by another one by now."""
         delay_s = RETRY_FIRST_S
         # A turn that is executed again may have made this call in its first life: nothing forgotten since then may be taken for new.
         since_lsn = 0 if turn.again else partition.replica.committed_lsn
@@ -211,6 +220,10 @@ class OutgoingCalls:
             if status == STATUS_OK:
                 return payload
             error = _error_of(payload)
+            if isinstance(error, WriteInDoubtError):
+                turn.again = True  # from here on nothing that is forgotten may be taken for new
+            if not partition.serving and isinstance(error, TransientError | WriteInDoubtError) and not isinstance(error, DeadlockError):
+                return None
             if isinstance(error, DeadlockError) or not isinstance(error, TransientError | WriteInDoubtError):
                 raise error
             if turn.deadline_s <= delay_s:

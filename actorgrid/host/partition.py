@@ -1,8 +1,11 @@
-"""One replica of one partition in its host: requests in, log entries out, answers once those are committed.
+"""The office of a partition: what a host does with a replica while it is primary.
 
-The pure core (`actorgrid.replication`) decides; this shell holds what the core must not know: activations, turns, who waits for what.
+Requests in, log entries out, answers once those are committed.
+
+The pure core decides, and `replica_shell` stores and sends; here is what neither must know: activations, turns, who waits for what.
 A call passes through three times: `admit` (see `admission`), `log` or `answer_read` (its turn is over), and its commit (its entry is on a
-write quorum: remember the answer, and give it). What is on disk is the business of `actorgrid.storage.replica_store`.
+write quorum: remember the answer, and give it). An office opens when the replica has become primary and everything committed is in its
+state; when it closes, everything in memory is thrown away. A secondary answers reads with ``consistency="any"`` alone.
 
 State is applied to the store after commit, together with the next log write. Until it is applied, an activation stays in memory, so that
 nobody can read the store too early.
@@ -11,10 +14,10 @@ nobody can read the store too early.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -27,6 +30,7 @@ from actorgrid.errors import (
     HostUnavailableError,
     InvalidArgumentError,
     NotPrimaryError,
+    NoWriteQuorumError,
     RequestError,
     StorageError,
     WriteInDoubtError,
@@ -35,20 +39,22 @@ from actorgrid.host.activation import Activation
 from actorgrid.host.admission import Admission, cannot_read
 from actorgrid.host.runner import Runner, error_payload
 from actorgrid.host.turn import Outgoing, Turn
-from actorgrid.ids import ACTOR_ID_BYTES_MAX, Epoch, Lsn, PartitionId, partition_of, show_address
-from actorgrid.replication import replica as core
+from actorgrid.ids import ACTOR_ID_BYTES_MAX, PartitionId, partition_of, show_address
 from actorgrid.replication.entry import NO_CHANGES, NO_CLIENT, STATUS_INTERNAL, ClientMark, Entry, LogRecord
-from actorgrid.replication.sessions import SessionTable
+from actorgrid.replication.replica import Role
 from actorgrid.settings import HostSettings
-from actorgrid.storage.replica_store import ReplicaStore
-from actorgrid.storage.store import Batch, Store
+from actorgrid.storage.store import Store
 from actorgrid.wire.messages import STATUS_ERROR
 
 if TYPE_CHECKING:
     from actorgrid.host.commit import GroupCommit
+    from actorgrid.host.replica_shell import ReplicaShell
     from actorgrid.host.residents import Residents
 
 logger = logging.getLogger(__name__)
+
+#: How long a look at who was heard is good for.
+CONTACT_LOOK_NS: Final = 50_000_000
 
 #: What ``on_activate`` and ``on_deactivate`` get: a call's default deadline.
 HOOK_TIMEOUT_NS: Final = 30_000_000_000
@@ -56,19 +62,24 @@ HOOK_TIMEOUT_NS: Final = 30_000_000_000
 
 @dataclasses.dataclass(slots=True)
 class InFlight:
-    """A log record that was written and is not committed yet, with the turns its entries belong to."""
+    """A log record that was written and is not committed yet, with the turns its entries belong to (None: nobody's)."""
 
     record: LogRecord
-    turns: list[Turn]
+    turns: list[Turn | None]
 
 
 class HostedPartition:
-    """A partition this host is primary of."""
+    """A partition of which this host has a replica.
+
+    :param shell: that replica
+    :param primary_of: what to tell callers about where the primary is: "name@address:port" or empty, and its epoch
+    """
 
     def __init__(
         self,
-        partition: PartitionId,
+        shell: ReplicaShell,
         partition_count: int,
+        primary_of: Callable[[int], tuple[str, int]],
         store: Store,
         registry: ActorRegistry,
         settings: HostSettings,
@@ -77,27 +88,29 @@ class HostedPartition:
         outgoing: Outgoing,
         residents: Residents,
     ) -> None:
-        self.id = partition
-        self.replica = core.Replica(partition)
+        self.id: PartitionId = shell.partition
+        self.shell = shell
+        self.replica = shell.core
         self.activations: dict[str, Activation] = {}
-        self.sessions = SessionTable(settings.sessions_max, settings.session_bytes_max)
         self.outgoing = outgoing
+        self._primary_of = primary_of
         self._partition_count = partition_count
         self._store = store
-        self._durable = ReplicaStore(partition, store, self.sessions, settings)
         self._registry = registry
         self._settings = settings
         self._runner = runner
         self._commit = group_commit
         self._residents = residents
-        self.admission = Admission(self, self.activations, self.sessions, self._durable, runner, settings)
-        self.admit = self.admission.admit
+        #: Calls are admitted.
+        self.serving = False
+        self._begin_anew()
         self._dying: list[Activation] = []  # thrown away, and the store does not have their last changes yet
         # The tick's entries, until they become a log record.
         self._entries: list[Entry] = []
-        self._turns: list[Turn] = []
+        self._turns: list[Turn | None] = []
         self._clients: dict[bytes, int] = {}
         self._next_lsn = 1
+        self._contact_until_ns = 0
         self._clock_offset_ms: int | None = None
         self._in_flight: deque[InFlight] = deque()
         self._gated: deque[tuple[int, Turn, int, bytes]] = deque()  # reads that saw uncommitted changes: (lsn, turn, status, payload)
@@ -105,36 +118,59 @@ class HostedPartition:
         self.changes_total = 0
         self.reads_total = 0
 
-    # -- start
+    # -- the office opens and closes (`replica_shell.Office`)
 
-    def recover(self, batch: Batch) -> None:
-        """Read what the store has; what the log has and the state lacks goes into `batch`. Asks for the next epoch.
+    def _begin_anew(self) -> None:
+        """What is remembered of the past is the replica's; what is under way begins with nothing."""
+        self.sessions = self.shell.sessions
+        self._durable = self.shell.durable
+        self.admission = Admission(self, self.activations, self.sessions, self._durable, self._runner, self._settings)
+        self.admit = self.admission.admit
 
-        :raises CorruptLogError: the log has a hole, or a record does not match its checksum
+    def open(self, epoch: int) -> None:
+        """Everything committed is in the state: admit calls."""
+        self.forget([])
+        self._begin_anew()
+        self._next_lsn = self.replica.last_lsn + 1
+        self._contact_until_ns = 0
+        self.serving = True
+
+    def refusal(self, now_ns: int) -> ActorGridError | None:
+        """Why no call may be admitted now; None if it may.
+
+        What cannot be expected to commit is not begun: its caller is told at once that nothing happened.
         """
-        epoch, last_lsn = self._durable.recover()
-        self._next_lsn = last_lsn + 1
-        for effect in self.replica.step(core.Recovered(Epoch(epoch), Lsn(last_lsn), Lsn(last_lsn)), time.monotonic_ns()):
-            assert isinstance(effect, core.SaveEpoch)
-            self._durable.apply(batch, last_lsn)
-            self._durable.save_epoch(batch, effect.epoch)
+        if not self.serving:
+            return self.not_here()
+        if now_ns < self._contact_until_ns:
+            return None
+        if self.replica.has_contact(now_ns):
+            self._contact_until_ns = now_ns + CONTACT_LOOK_NS
+            return None
+        return self._no_quorum()
 
-    def epoch_saved(self) -> None:
-        """The epoch asked for in `recover` is durable: append its first entry."""
-        for effect in self.replica.step(core.EpochSynced(self.replica.epoch), time.monotonic_ns()):
-            assert isinstance(effect, core.AppendFirst)
-            self._entries.append(Entry(NO_CLIENT, 0, (), 0, "", STATUS_INTERNAL, b"", NO_CHANGES))
-            self._next_lsn = effect.lsn + 1
-            self._commit.mark(self)
+    def not_here(self) -> ActorGridError:
+        """The refusal of a call that belongs to the primary."""
+        primary, epoch = self._primary_of(self.id)
+        if self.replica.role is Role.NONE:
+            return HostUnavailableError(f"the replica of partition {self.id} on this host is out of duty", retry_after_s=0.1)
+        if self.replica.role is Role.PRIMARY and not primary:
+            return HostUnavailableError(f"partition {self.id} does not serve at the moment", retry_after_s=0.02)
+        return NotPrimaryError(
+            f"partition {self.id} is not here; its primary is {primary or 'unknown'}", partition=self.id, primary=primary, epoch=epoch
+        )
+
+    def _no_quorum(self) -> NoWriteQuorumError:
+        configuration = self.replica.configuration
+        return NoWriteQuorumError(
+            f"partition {self.id} does not hear a write quorum ({configuration.write_quorum} of {len(configuration.voters)} replicas)",
+            retry_after_s=0.05,
+        )
 
     @property
     def applied_lsn(self) -> int:
         """The store has everything up to here."""
-        return self._durable.applied_lsn
-
-    @property
-    def serving(self) -> bool:
-        return self.replica.serving
+        return self.shell.durable.applied_lsn
 
     # -- activations
 
@@ -148,7 +184,7 @@ class HostedPartition:
         """A client knows a position that this log does not have: the disk went back in time, and may not be served from (I6)."""
         what = f"partition {self.id} ends at position {self.replica.last_lsn}, and a client knows position {known_lsn}"
         logger.error("history lost partition=%d last_lsn=%d known_lsn=%d", self.id, self.replica.last_lsn, known_lsn)
-        return HostUnavailableError(f"{what}: the data directory of this host has lost history; put it back", retry_after_s=1.0)
+        return HostUnavailableError(f"{what}: data directories of this grid have lost history; put them back", retry_after_s=1.0)
 
     @property
     def store_has_failed(self) -> bool:
@@ -163,6 +199,13 @@ class HostedPartition:
 
         :raises RequestError: there is no such type, the id is not allowed, or the actor belongs to another partition
         """
+        return self._make_activation(address, self.type_of(address))
+
+    def type_of(self, address: str) -> ActorType:
+        """The type of an actor of this partition.
+
+        :raises RequestError: as `activate`
+        """
         type_name, separator, actor_id = address.partition("\0")
         if not separator or not actor_id or "\0" in actor_id or len(actor_id.encode()) > ACTOR_ID_BYTES_MAX:
             raise InvalidArgumentError(
@@ -172,7 +215,7 @@ class HostedPartition:
         belongs_to = partition_of(address, self._partition_count)
         if belongs_to != self.id:
             raise NotPrimaryError(f"{show_address(address)} belongs to partition {belongs_to}, not {self.id}", partition=belongs_to)
-        return self._make_activation(address, actor_type)
+        return actor_type
 
     def _make_activation(self, address: str, actor_type: ActorType) -> Activation:
         try:
@@ -203,7 +246,7 @@ class HostedPartition:
         """Take an idle actor out of memory; its ``on_deactivate`` runs first, if it has one."""
         if not activation.droppable or activation.dead:
             return
-        if activation.ready and "on_deactivate" in activation.actor_type.hooks:
+        if self.serving and activation.ready and "on_deactivate" in activation.actor_type.hooks:
             activation.ready = False
             self._submit_hook(activation, "on_deactivate")
             return
@@ -252,13 +295,22 @@ class HostedPartition:
     # -- a turn is over
 
     def answer_read(self, turn: Turn, status: int, payload: bytes) -> None:
-        """Answer a read, once what it may have seen is committed."""
+        """Answer a read, once what it may have seen is committed, and with proof that this replica is primary still (I8)."""
         self.reads_total += 1
         lsn = turn.activation.last_lsn
         if lsn > self.replica.committed_lsn:
             self._gated.append((lsn, turn, status, payload))
         else:
+            self._answer_proven(turn, status, payload)
+
+    def _answer_proven(self, turn: Turn, status: int, payload: bytes) -> None:
+        """The proof is looked at after the work: whatever the turn saw was then the newest there was."""
+        if turn.any_replica:
+            turn.answer_at(status, payload, self.replica.committed_lsn if self.serving else self.applied_lsn)
+        elif self.replica.has_lease(time.monotonic_ns()):
             turn.answer(status, payload)
+        else:
+            turn.answer(STATUS_ERROR, error_payload(self._no_quorum() if self.serving else self.not_here()))
 
     def log(self, turn: Turn, status: int, payload: bytes, changes: list[Change] | None) -> None:
         """Put a finished turn into the log; its caller is answered when that is committed (I2)."""
@@ -287,7 +339,7 @@ class HostedPartition:
         self._turns.append(turn)
         self._runner.uncommitted += 1
         if lsn == self.replica.last_lsn + 1:
-            self._commit.mark(self)
+            self._commit.mark(self.shell)
 
     def _hook_is_over(self, turn: Turn, status: int, payload: bytes) -> None:
         """An ``on_activate`` or ``on_deactivate`` has run."""
@@ -310,31 +362,44 @@ class HostedPartition:
                 self._runner.refuse_with(waiter, payload)
         self.drop(activation)
 
-    # -- the tick's record, and its commit
+    def log_internal(self, address: str, changes: list[Change]) -> None:
+        """Log changes that no call made."""
+        lsn = self._next_lsn
+        self._next_lsn = lsn + 1
+        self._entries.append(Entry(NO_CLIENT, 0, (), 0, address, STATUS_INTERNAL, b"", changes))
+        self._turns.append(None)
+        self._commit.mark(self.shell)
 
-    def write_record(self, batch: Batch, now_ns: int) -> None:
-        """Turn what was logged since the last time into one log record of `batch`, and apply what has been committed since."""
-        if self.replica.role is core.Role.NONE:
-            return
-        if self._entries:
-            if self.replica.serving:
-                effects = self.replica.step(core.EntriesProposed(len(self._entries)), now_ns)
-                assert len(effects) == 1
-                effect = effects[0]
-                assert isinstance(effect, core.AppendLog)
-                epoch, first_lsn = effect.epoch, effect.first_lsn
-            else:
-                epoch, first_lsn = self.replica.epoch, self.replica.last_lsn
-            marks = []
-            for client_id in self._clients:
-                session = self.sessions.open(client_id, self.sessions.evicted_lsn)
-                assert session is not None
-                marks.append(ClientMark(client_id, session.heard, session.heard_anywhere))
-            record = LogRecord(epoch, first_lsn, self._time_ms(now_ns), marks, self._entries)
-            self._durable.append(batch, record)
-            self._in_flight.append(InFlight(record, self._turns))
-            self._entries, self._turns, self._clients = [], [], {}
-        self._apply(batch)
+    # -- the tick's record, and its commit (`replica_shell.Office`)
+
+    @property
+    def waiting_entries(self) -> int:
+        return len(self._entries)
+
+    def take_entries(self, epoch: int, first_lsn: int, now_ns: int) -> LogRecord:
+        """What was logged since the last time, as one log record."""
+        marks = []
+        for client_id in self._clients:
+            session = self.sessions.open(client_id, self.sessions.evicted_lsn)
+            assert session is not None
+            marks.append(ClientMark(client_id, session.heard, session.heard_anywhere))
+        record = LogRecord(epoch, first_lsn, self._time_ms(now_ns), marks, self._entries)
+        assert record.last_lsn + 1 == self._next_lsn, (record.last_lsn, self._next_lsn)
+        self._in_flight.append(InFlight(record, self._turns))
+        self._entries, self._turns, self._clients = [], [], {}
+        return record
+
+    def internal_record(self, epoch: int, lsn: int, entry: Entry) -> LogRecord:
+        """A record of one entry that no turn made."""
+        assert not self._entries
+        record = LogRecord(epoch, lsn, self._time_ms(time.monotonic_ns()), [], [entry])
+        self._in_flight.append(InFlight(record, [None]))
+        self._next_lsn = lsn + 1
+        return record
+
+    @property
+    def first_in_flight_lsn(self) -> int:
+        return self._in_flight[0].record.first_lsn if self._in_flight else 0
 
     def _time_ms(self, now_ns: int) -> int:
         """Time of the next record: the date of the start, then the monotonic clock, so that a clock that jumps ages nothing."""
@@ -342,30 +407,15 @@ class HostedPartition:
             self._clock_offset_ms = max(wall_clock_ms(), self._durable.last_time_ms) - now_ns // 1_000_000
         return max(self._durable.last_time_ms, now_ns // 1_000_000 + self._clock_offset_ms)
 
-    def synced(self, now_ns: int) -> None:
-        """Everything handed to `write_record` so far is durable."""
-        if self.replica.role is core.Role.NONE or not self._in_flight:
-            return
-        for effect in self.replica.step(core.LogSynced(Lsn(self._in_flight[-1].record.last_lsn)), now_ns):
-            match effect:
-                case core.Commit(lsn):
-                    self._on_commit(lsn)
-                case core.Serve(epoch):
-                    logger.info("primary partition=%d epoch=%d last_lsn=%d", self.id, epoch, self.replica.last_lsn)
-                case _:
-                    raise AssertionError(f"unexpected {effect}")
-
-    def _on_commit(self, lsn: int) -> None:
+    def on_commit(self, lsn: int) -> None:
         """Entries up to `lsn` are on a write quorum: they are the truth now, and their callers may know."""
         in_flight = self._in_flight
         while in_flight and in_flight[0].record.last_lsn <= lsn:
-            flight = in_flight.popleft()
-            self._remember(flight)
-            self._durable.committed(flight.record)
+            self._remember(in_flight.popleft())
         gated = self._gated
         while gated and gated[0][0] <= lsn:
             _, turn, status, payload = gated.popleft()
-            turn.answer(status, payload)
+            self._answer_proven(turn, status, payload)
         waiters = self._commit_waiters
         while waiters and waiters[0][0] <= lsn:
             waiter = waiters.popleft()[1]
@@ -374,32 +424,34 @@ class HostedPartition:
 
     def _remember(self, flight: InFlight) -> None:
         """Put the record's answers into the sessions, and send them."""
-        sessions = self.sessions.apply(flight.record)
-        self.changes_total += len(flight.turns)
-        self._runner.uncommitted -= len(flight.turns)
-        # The first record of an epoch has an entry without a turn; every other has a turn for each entry.
-        for entry, turn in zip(flight.record.entries if flight.turns else (), flight.turns, strict=True):
+        sessions = self.shell.sessions.apply(flight.record)
+        self.shell.taken(flight.record)
+        for entry, turn in zip(flight.record.entries, flight.turns, strict=True):
+            if turn is None:
+                continue
+            self.changes_total += 1
+            self._runner.uncommitted -= 1
             if turn.session_key is not None:
                 sessions[entry.client].running.pop(turn.session_key, None)
             elif turn.key is not None:
                 self.admission.key_is_done(entry.address, turn.key)
             turn.answer(entry.status, entry.result)
 
-    def write_applied(self, batch: Batch) -> None:
-        """Put what is committed into the state, without appending anything."""
-        if self.replica.role is not core.Role.NONE:
-            self._apply(batch)
+    def on_applied(self) -> None:
+        """The store's state has caught up: activations that waited for that can go."""
+        if self._dying:
+            applied_lsn = self.applied_lsn
+            gone = [activation for activation in self._dying if activation.last_lsn <= applied_lsn]
+            self._dying = [activation for activation in self._dying if activation.last_lsn > applied_lsn]
+            for activation in gone:
+                self._bury(activation)
 
-    def _apply(self, batch: Batch) -> None:
-        if self._durable.apply(batch, self.replica.committed_lsn):
-            for activation in self._dying:
-                if activation.last_lsn <= self.applied_lsn:
-                    self._commit.after_write(functools.partial(self._bury, activation))
-            self._dying = [activation for activation in self._dying if activation.last_lsn > self.applied_lsn]
-
-    @property
-    def has_unapplied(self) -> bool:
-        return self.replica.committed_lsn > self.applied_lsn
+    def forget(self, addresses: list[str]) -> None:
+        """The state under these actors has changed, or under all if none is named: what was read of it for "any" reads is old."""
+        for address in addresses or list(self.activations):
+            activation = self.activations.get(address)
+            if activation is not None:
+                self.drop(activation)
 
     def wait_committed(self, lsn: int, waiter: Any) -> None:
         """Set `waiter` (a future) once everything up to `lsn` is committed."""
@@ -410,17 +462,31 @@ class HostedPartition:
 
     # -- the end
 
-    def step_down(self, why: str) -> None:
-        """Leave duty: what was handed to storage is in doubt, what is still running or waiting is refused (I12, I17)."""
-        if not self.replica.step(core.StorageFailed(why), time.monotonic_ns()):
-            return
-        doubt = error_payload(WriteInDoubtError(f"partition {self.id} lost its store while this change was being written: {why}"))
-        refused = error_payload(HostUnavailableError(f"partition {self.id} is out of duty: {why}", retry_after_s=0.1))
+    def swap_abandoned(self, why: str) -> None:
+        """The primary stays here."""
+        logger.info("swap abandoned partition=%d why=%s", self.id, why)
+        self.serving = True
+
+    def close(self, why: str, successor: str) -> None:
+        """Leave office: what was handed to storage is in doubt, what is still running or waiting is refused (I12, I17)."""
+        self.serving = False
+        doubt = error_payload(WriteInDoubtError(f"partition {self.id} changed its primary while this change was being written: {why}"))
+        primary, epoch = self._primary_of(self.id)
+        if self._store.has_failed or not primary:
+            refused = error_payload(HostUnavailableError(f"partition {self.id} is out of duty: {why}", retry_after_s=0.02))
+        else:
+            refused = error_payload(
+                NotPrimaryError(f"partition {self.id} has moved: {why}", partition=self.id, primary=primary, epoch=epoch)
+            )
         for flight in self._in_flight:
             for turn in flight.turns:
-                turn.answer(STATUS_ERROR, doubt)
+                if turn is not None:
+                    self._runner.uncommitted -= 1
+                    turn.answer(STATUS_ERROR, doubt)
         for turn in self._turns:
-            turn.answer(STATUS_ERROR, doubt)
+            if turn is not None:
+                self._runner.uncommitted -= 1
+                turn.answer(STATUS_ERROR, doubt)
         for _, turn, _, _ in self._gated:
             turn.answer(STATUS_ERROR, refused)
         for _, waiter in self._commit_waiters:
@@ -431,8 +497,11 @@ class HostedPartition:
         self._in_flight.clear()
         self._gated.clear()
         self._commit_waiters.clear()
-        self._turns, self._entries = [], []
+        self._turns, self._entries, self._clients = [], [], {}
+        self._dying = []
         for activation in list(self.activations.values()):
+            if not activation.dead:
+                self._residents.removed(activation)
             activation.dead = True
             for turn in activation.running:
                 if turn.task is not None:
@@ -443,10 +512,17 @@ class HostedPartition:
                 turn.answer(STATUS_ERROR, refused)
             activation.running, activation.queue = (), None
         self.activations.clear()
+        self.shell.sessions.forget_running()
+        # What runs on in threads or swallows its cancellation must find nothing of the next office.
+        self.activations = {}
+        self._begin_anew()
 
     def status(self) -> dict[str, Any]:
-        """One row of ``actorgrid status``."""
+        """This host's part of one row of ``actorgrid status``."""
         replica = self.replica
+        configuration = replica.configuration
+        now_ns = time.monotonic_ns()
+        is_primary = replica.role is Role.PRIMARY
         return {
             "id": self.id,
             "epoch": replica.epoch,
@@ -454,10 +530,28 @@ class HostedPartition:
             "committed_lsn": replica.committed_lsn,
             "applied_lsn": self.applied_lsn,
             "role": str(replica.role),
-            "serving": replica.serving,
+            "incarnation": replica.me.incarnation,
+            "serving": self.serving,
+            "has_quorum": is_primary and replica.has_contact(now_ns),
+            "has_lease": is_primary and replica.has_lease(now_ns),
+            "configuration_version": configuration.version,
+            "voters": [list(member) for member in configuration.voters],
+            "idle": [list(member) for member in configuration.idle],
+            "configuration_pending": replica.log.configuration_lsn > replica.committed_lsn,
+            "progress": [
+                {
+                    "host": member.host,
+                    "incarnation": member.incarnation,
+                    "acknowledged_lsn": progress.match_lsn,
+                    "pace": progress.pace.name.lower(),
+                    "is_up": progress.is_up,
+                    "is_missing": progress.is_missing,
+                }
+                for member, progress in replica.progress.items()
+            ],
             "activations": len(self.activations),
-            "sessions": len(self.sessions),
-            "log_bytes": self._durable.log_bytes,
+            "sessions": len(self.shell.sessions),
+            "log_bytes": self.shell.durable.log_bytes,
         }
 
 

@@ -18,7 +18,7 @@ import msgspec
 from actorgrid.errors import (
     AccessDeniedError,
     ActorGridError,
-    HostUnavailableError,
+    DeadlineExceededError,
     NotPrimaryError,
     OverloadedError,
     ProtocolError,
@@ -26,7 +26,9 @@ from actorgrid.errors import (
     to_wire,
 )
 from actorgrid.host.partition import HostedPartition
+from actorgrid.host.peers import PeerConnection
 from actorgrid.host.runner import error_payload
+from actorgrid.replication.frames import KIND_PEER_HELLO
 from actorgrid.settings import WireSettings
 from actorgrid.wire import messages
 from actorgrid.wire.framing import FrameReader, frame, frames_of
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 #: How long one connection may keep the loop to itself, looked at after so many calls.
 SLICE_NS: Final = 10_000_000
 CALLS_PER_LOOK: Final = 128
+ADMIN_TIMEOUT_S: Final = 60.0
 
 
 class Service(Protocol):
@@ -49,8 +52,9 @@ class Service(Protocol):
 
     def welcome(self, version: int) -> messages.Welcome: ...
     def map_message(self) -> messages.MapMessage: ...
-    def primary_of(self, partition: int) -> str: ...
-    def administer(self, verb: str, arguments: dict[str, Any]) -> Any: ...
+    def primary_of(self, partition: int) -> tuple[str, int]: ...
+    def peer_greeted(self, transport: asyncio.Transport, payload: bytes) -> PeerConnection | None: ...
+    async def administer(self, verb: str, arguments: dict[str, Any]) -> Any: ...
 
 
 class ConnectionCounters:
@@ -90,6 +94,7 @@ class HostConnection(asyncio.Protocol):
         self._backlog: deque[messages.CallGroup] = deque()
         self._position = 0  # in the first group of the backlog
         self._is_working_later = False
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._is_write_paused = False
         self._is_read_paused = False
         self.client_id = b""
@@ -114,6 +119,8 @@ class HostConnection(asyncio.Protocol):
         self._counters.open -= 1
         self._connections.pop(self, None)
         self._transport = None
+        for task in self._tasks:
+            task.cancel()
         self._out.clear()
         self._backlog.clear()
         if self._timer is not None:
@@ -153,6 +160,9 @@ class HostConnection(asyncio.Protocol):
         self._refuse(ProtocolError(f"no handshake within {self._settings.handshake_timeout_s} s"))
 
     def _greet(self, payload: bytes) -> None:
+        if len(payload) > 1 and payload[1] == KIND_PEER_HELLO:
+            self._greet_peer(payload)
+            return
         hello = read_hello(payload)
         version = accept_hello(hello, self._service.cluster_id)
         self.client_id, self.role = hello.client_id, hello.role
@@ -162,6 +172,24 @@ class HostConnection(asyncio.Protocol):
         self._reader.frame_bytes_max = self._settings.frame_bytes_max
         self._receive = self._dispatch
         self._write(frame(messages.encode(self._service.welcome(version))))
+
+    def _greet_peer(self, payload: bytes) -> None:
+        """The other side is a host: its connection is the business of `peers` from here on."""
+        assert self._transport is not None
+        self._receive = self._ignore
+        if self._timer is not None:
+            self._timer.cancel()
+        connection = self._service.peer_greeted(self._transport, payload)
+        if connection is not None:
+            transport, self._transport = self._transport, None
+            self._counters.open -= 1
+            self._connections.pop(self, None)
+            transport.set_protocol(connection)
+
+    def push_map(self, payload: bytes) -> None:
+        """The map has changed: send it unasked to whoever routes calls by it."""
+        if self._receive == self._dispatch and self.role != messages.ROLE_OPERATOR:
+            self._write(payload)
 
     def _refuse(self, error: ActorGridError) -> None:
         self._counters.refused_total += 1
@@ -226,8 +254,12 @@ class HostConnection(asyncio.Protocol):
             watermarks.pop(client_id, None)  # behind the others: the one that was not heard for longest stands first
             watermarks[client_id] = group.lowest_anywhere
         partition = self._service.partitions.get(group.partition)
-        if partition is None or not partition.serving:
-            self._refuse_all(group, self._not_here(group.partition, known=partition is not None))
+        if partition is None:
+            self._refuse_all(group, self._not_here(group.partition))
+            return True
+        refusal = partition.refusal(now_ns)
+        if refusal is not None:
+            self._refuse_all(group, refusal, partition, now_ns)
             return True
         lowest, lowest_anywhere, since_lsn = group.lowest, group.lowest_anywhere, group.since_lsn
         if since_lsn > partition.replica.last_lsn:
@@ -240,34 +272,49 @@ class HostConnection(asyncio.Protocol):
         self._position = stop
         return stop >= len(calls)
 
-    def _refuse_all(self, group: messages.CallGroup, error: ActorGridError) -> None:
+    def _refuse_all(
+        self, group: messages.CallGroup, error: ActorGridError, partition: HostedPartition | None = None, now_ns: int = 0
+    ) -> None:
+        """Refuse what is left of `group`, except reads that any replica may answer."""
         refusal = error_payload(error)
         for call in group.calls[self._position :]:
-            self.reply(call.correlation, messages.STATUS_ERROR, refusal)
+            if partition is not None and call.extra is not None and call.extra.any_replica:
+                partition.admission.admit_any(call, group.client_id or self.client_id, self, now_ns)
+            else:
+                self.reply(call.correlation, messages.STATUS_ERROR, refusal)
 
-    def _not_here(self, partition: int, *, known: bool) -> ActorGridError:
-        if known:
-            return HostUnavailableError(f"partition {partition} does not serve at the moment", retry_after_s=0.05)
-        primary = self._service.primary_of(partition)
+    def _not_here(self, partition: int) -> ActorGridError:
+        primary, epoch = self._service.primary_of(partition)
         return NotPrimaryError(
-            f"partition {partition} is not here; its primary is {primary or 'unknown'}", partition=partition, primary=primary
+            f"partition {partition} is not here; its primary is {primary or 'unknown'}", partition=partition, primary=primary, epoch=epoch
         )
 
     def _administer(self, correlation: int, verb: str, arguments: dict[str, Any]) -> None:
+        task = self._loop.create_task(self._answer_admin(correlation, verb, arguments), name=f"admin {verb:.40}")
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+
+    async def _answer_admin(self, correlation: int, verb: str, arguments: dict[str, Any]) -> None:
         try:
-            answer = messages.encode(self._service.administer(verb, arguments))
+            async with asyncio.timeout(ADMIN_TIMEOUT_S):
+                answer = messages.encode(await self._service.administer(verb, arguments))
             status = messages.STATUS_OK
         except ActorGridError as error:
             status, answer = messages.STATUS_ERROR, error_payload(error)
+        except TimeoutError:
+            status, answer = messages.STATUS_ERROR, error_payload(DeadlineExceededError(f"{verb} took more than {ADMIN_TIMEOUT_S:g} s"))
         self._write(frame(messages.encode(messages.AdminReply(correlation, status, msgspec.Raw(answer)))))
 
     # -- answers
 
-    def reply(self, correlation: int, status: int, payload: bytes) -> None:
+    def reply(self, correlation: int, status: int, payload: bytes, lsn: int = 0) -> None:
         """Answer one call; all answers of a tick leave in one write."""
         if self._transport is None:
             return
-        self._out.append(messages.encode((correlation, status, msgspec.Raw(payload))))
+        if lsn:
+            self._out.append(messages.encode((correlation, status, msgspec.Raw(payload), lsn)))
+        else:
+            self._out.append(messages.encode((correlation, status, msgspec.Raw(payload))))
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)

@@ -28,8 +28,8 @@ WAITERS_MAX: Final = 256
 class Sink(Protocol):
     """Where answers go: a connection, or a turn of this host that called another actor of it."""
 
-    def reply(self, correlation: int, status: int, payload: bytes) -> None:
-        """Hand over an answer; never raises, never blocks."""
+    def reply(self, correlation: int, status: int, payload: bytes, lsn: int = 0) -> None:
+        """Hand over an answer; never raises, never blocks. `lsn`: what a read with consistency "any" reflects."""
 
 
 class Outgoing(Protocol):
@@ -57,6 +57,7 @@ class Turn(TurnContext):
     __slots__ = (
         "activation",
         "again",
+        "any_replica",
         "args",
         "args_bytes",
         "calls_made",
@@ -104,6 +105,7 @@ class Turn(TurnContext):
         self.path: tuple[int, ...] = ()
         self.chain: tuple[str, ...] = ()
         self.again = False
+        self.any_replica = False
         self.key: str | None = None
         self.digest = 0
         self.session_key: int | tuple[int, tuple[int, ...]] | None = None
@@ -123,6 +125,11 @@ class Turn(TurnContext):
         if self.waiters is not None:
             for sink, correlation in self.waiters:
                 sink.reply(correlation, status, payload)
+
+    def answer_at(self, status: int, payload: bytes, lsn: int) -> None:
+        """Send the answer of a read that reflects the partition's position `lsn`."""
+        if self.sink is not None:
+            self.sink.reply(self.correlation, status, payload, lsn)
 
     def attach(self, sink: Sink, correlation: int) -> None:
         """A retry arrived while the first try is still under way: it gets the same answer.

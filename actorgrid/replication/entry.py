@@ -5,11 +5,18 @@ the actor got which values. Secondaries apply those values; they never run actor
 partition appended in one tick: it is what is written, synced and (later) sent, so that the cost per tick is shared.
 
 The session record of a call is its entry: what answers a retry and what the turn changed cannot be separated (I9).
+
+A record's bytes begin with a head of fixed size, so that a secondary can check, order and store them without looking inside::
+
+    checksum (8) | epoch (8) | first_lsn (8) | last_lsn (8) | the LogRecord as MessagePack
+
+The checksum (XXH3-64) is over everything behind it.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import struct
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -17,10 +24,12 @@ from xxhash import xxh3_64_intdigest
 
 from actorgrid.errors import CorruptLogError
 
-#: What an entry's ``status`` says about its ``result``: the method's result, an encoded `ErrorPayload`, or that nobody asked.
+#: What an entry's ``status`` says about its ``result``: the method's result, an encoded `ErrorPayload`, that nobody asked, or that it is
+#: an encoded `Configuration`.
 STATUS_OK: Final = 0
 STATUS_ERROR: Final = 1
 STATUS_INTERNAL: Final = 2
+STATUS_CONFIGURATION: Final = 3
 
 NO_CLIENT: Final = -1
 CHECKSUM_BYTES: Final = 8
@@ -73,14 +82,37 @@ class LogRecord(Struct, array_like=True, gc=False):
         return self.first_lsn + len(self.entries) - 1
 
 
+class RecordHead(NamedTuple):
+    """What the first bytes of a record say."""
+
+    epoch: int
+    first_lsn: int
+    last_lsn: int
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(LogRecord).decode
+_HEAD = struct.Struct(">QQQ")
+HEAD_BYTES: Final = CHECKSUM_BYTES + _HEAD.size
 
 
 def encode_record(record: LogRecord) -> bytes:
-    """The record's bytes, with a checksum in front."""
-    body = _encode(record)
-    return xxh3_64_intdigest(body).to_bytes(CHECKSUM_BYTES, "big") + body
+    """The record's bytes."""
+    summed = _HEAD.pack(record.epoch, record.first_lsn, record.last_lsn) + _encode(record)
+    return xxh3_64_intdigest(summed).to_bytes(CHECKSUM_BYTES, "big") + summed
+
+
+def read_head(data: bytes) -> RecordHead:
+    """Check the record in `data` and tell what it is, without decoding it.
+
+    :raises CorruptLogError: the checksum is wrong, or the head makes no sense
+    """
+    if len(data) <= HEAD_BYTES or int.from_bytes(data[:CHECKSUM_BYTES], "big") != xxh3_64_intdigest(memoryview(data)[CHECKSUM_BYTES:]):
+        raise CorruptLogError(f"checksum of a log record of {len(data)} bytes is wrong")
+    head = RecordHead(*_HEAD.unpack_from(data, CHECKSUM_BYTES))
+    if not 1 <= head.first_lsn <= head.last_lsn:
+        raise CorruptLogError(f"a log record says that it has entries {head.first_lsn}..{head.last_lsn}")
+    return head
 
 
 def decode_record(data: bytes) -> LogRecord:
@@ -88,10 +120,11 @@ def decode_record(data: bytes) -> LogRecord:
 
     :raises CorruptLogError: the checksum or the form is wrong
     """
-    body = data[CHECKSUM_BYTES:]
-    if len(data) <= CHECKSUM_BYTES or int.from_bytes(data[:CHECKSUM_BYTES], "big") != xxh3_64_intdigest(body):
-        raise CorruptLogError(f"checksum of a log record of {len(data)} bytes is wrong")
+    head = read_head(data)
     try:
-        return _decode(body)
+        record = _decode(memoryview(data)[HEAD_BYTES:])
     except msgspec.MsgspecError as error:
         raise CorruptLogError(f"a log record has the right checksum and the wrong form: {error}") from None
+    if (record.epoch, record.first_lsn, record.last_lsn) != head:
+        raise CorruptLogError(f"head and body of a log record differ: {head}")
+    return record

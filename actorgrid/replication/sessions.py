@@ -160,6 +160,12 @@ class SessionTable:
             session = self._unlogged[client_id] = Session(self.evicted_lsn)
         return session
 
+    def forget_running(self) -> None:
+        """The replica is primary no more: what was being executed is known to nobody, and a retry begins anew."""
+        self._unlogged.clear()
+        for session in self._sessions.values():
+            session.running.clear()
+
     # -- applying entries: a function of (table, entry) alone
 
     def apply(self, record: LogRecord) -> list[Session]:

@@ -54,12 +54,21 @@ class HostInfo(Struct, array_like=True, gc=False, frozen=True):
 
 
 class MapMessage(Struct, array_like=True, tag=KIND_MAP):
-    """The partition map: for partition i (1-based) ``primaries[i - 1]`` is the index of its primary in ``hosts``, or -1."""
+    """The partition map as one host knows it.
+
+    For partition i (1-based) ``primaries[i - 1]`` is the index of its primary in ``hosts``, or -1 where this host knows of none. Of two
+    maps neither need be the newer one as a whole: partitions are compared one by one, by epoch. ``version`` only says how new the list
+    of hosts is and, in maps without epochs, the whole map.
+    """
 
     version: Counter
     cluster_id: Name
     hosts: Annotated[list[HostInfo], Meta(max_length=65536)]
     primaries: Annotated[list[int], Meta(max_length=1_048_576)]
+    #: Epoch in which partition i got its primary; 0 or left out: not known.
+    epochs: Annotated[list[Counter], Meta(max_length=1_048_576)] = []
+    #: Indexes into ``hosts`` of the replicas of partition i that are not its primary.
+    secondaries: Annotated[list[Annotated[list[int], Meta(max_length=256)]], Meta(max_length=1_048_576)] = []
 
 
 class Welcome(Struct, array_like=True, tag=KIND_WELCOME):
@@ -91,6 +100,7 @@ class CallExtra(Struct, omit_defaults=True, gc=False):
     chain: Annotated[tuple[AddressText, ...], Meta(max_length=64)] = ()  #: actors that wait for this call, outermost first
     key: Annotated[str, Meta(max_length=512)] | None = None  #: idempotency key
     again: bool = False  #: this request, or the one at the root of its chain, may have been executed before
+    any_replica: bool = False  #: a read that a secondary may answer too, from what it has applied
 
 
 class Call(Struct, array_like=True, gc=False):
@@ -131,6 +141,7 @@ class Reply(Struct, array_like=True, gc=False):
     correlation: Counter
     status: int
     payload: Raw
+    lsn: Counter = 0  #: position of the log that the result reflects; only for calls with ``any_replica``
 
 
 class ErrorPayload(Struct, array_like=True):

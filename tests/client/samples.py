@@ -30,6 +30,10 @@ class Account:
     async def read_balance(self) -> int:
         return self.balance
 
+    @grid.read(consistency="any")
+    async def read_about(self, note: str = "") -> int:
+        return self.balance
+
     @grid.read
     async def statement(self) -> Statement:
         return Statement("alice", self.balance)

@@ -40,6 +40,13 @@ FRAME_BYTES_MAX = 16 << 20
 _started: list[StandInHost] = []
 
 
+class Applied(NamedTuple):
+    """A result as of a position of the log: what a replica answers to a read that it may answer."""
+
+    result: Any
+    lsn: int
+
+
 class Received(NamedTuple):
     """A call as it arrived: the group's header, the call, and the connection that it came by."""
 
@@ -57,13 +64,26 @@ class Received(NamedTuple):
         return self.call.extra is not None and self.call.extra.again
 
     @property
+    def any_replica(self) -> bool:
+        return self.call.extra is not None and self.call.extra.any_replica
+
+    @property
     def args(self) -> list[Any]:
         return msgspec.msgpack.decode(self.call.args)
 
     def reply(self, result: Any = None) -> None:
-        error = to_wire(result) if isinstance(result, ActorGridError) else None
-        payload = encode(ErrorPayload(*error)) if error else encode(result)
-        self.connection.send(Replies([Reply(self.number, messages.STATUS_ERROR if error else messages.STATUS_OK, Raw(payload))]))
+        self.connection.send(self.replies(result))
+
+    def replies(self, result: Any) -> Replies:
+        """The frame that `reply` sends."""
+        return Replies([_reply_to(self.number, result)])
+
+
+def _reply_to(number: int, result: Any) -> Reply:
+    if isinstance(result, ActorGridError):
+        return Reply(number, messages.STATUS_ERROR, Raw(encode(ErrorPayload(*to_wire(result)))))
+    result, lsn = result if isinstance(result, Applied) else (result, 0)
+    return Reply(number, messages.STATUS_OK, Raw(encode(result)), lsn)
 
 
 class HostConnection(asyncio.Protocol):
@@ -90,6 +110,7 @@ class HostConnection(asyncio.Protocol):
             if self.hello is None:
                 self.hello = messages.decode_hello(payload)
                 self.host.on_hello(self)
+                self.host.changed.set()
             else:
                 self.host.on_frame(self, messages.HOST_DECODERS[payload[1]](payload))
 
@@ -107,7 +128,8 @@ class HostConnection(asyncio.Protocol):
 class StandInHost:
     """A host whose behaviour the test sets.
 
-    :ivar answer: called with each `Received`; what it returns is the reply (an `ActorGridError` an error), `SILENCE` no reply
+    :ivar answer: called with each `Received`; what it returns is the reply (an `ActorGridError` an error, an `Applied` a result with
+        its position), `SILENCE` no reply
     :ivar refuse: an error to answer handshakes with
     :ivar is_silent: do not even answer handshakes
     :ivar map: what it sends in Welcome and as answer to GetMap; None: one with this host as primary of everything
@@ -157,6 +179,17 @@ class StandInHost:
                 connection.drop()
         await asyncio.sleep(0)
 
+    def push(self, message: MapMessage) -> None:
+        """Send a map, unasked, to every client that is connected, and to those that connect or ask later."""
+        self.map = message
+        for connection in self.connections:
+            if not connection.is_lost and connection.hello is not None:
+                connection.send(message)
+
+    @property
+    def is_connected(self) -> bool:
+        return any(not connection.is_lost and connection.hello is not None for connection in self.connections)
+
     def own_map(self, version: int = 1) -> MapMessage:
         return make_map([self], version=version, partitions=self.partitions)
 
@@ -180,9 +213,7 @@ class StandInHost:
                     result = self.answer(received)
                     if result is SILENCE:
                         continue
-                    error = to_wire(result) if isinstance(result, ActorGridError) else None
-                    payload = encode(ErrorPayload(*error)) if error else encode(result)
-                    replies.append(Reply(call.correlation, messages.STATUS_ERROR if error else messages.STATUS_OK, Raw(payload)))
+                    replies.append(_reply_to(call.correlation, result))
             if replies:
                 connection.send(Replies(replies))
         elif isinstance(message, messages.GetMap):
@@ -217,11 +248,23 @@ SILENCE = _Silence()
 
 
 def make_map(
-    hosts: list[StandInHost], *, version: int = 1, partitions: int = 8, primary: int | None = 0, cluster_id: str = CLUSTER_ID
+    hosts: list[StandInHost],
+    *,
+    version: int = 1,
+    partitions: int = 8,
+    primary: int | None = 0,
+    epoch: int = 0,
+    secondaries: list[int] | None = None,
+    cluster_id: str = CLUSTER_ID,
 ) -> MapMessage:
-    """A map of `hosts`; `primary` is the index of the host that has all partitions, None to deal them out in turn."""
+    """A map of `hosts`; `primary` is the index of the host that has all partitions, None to deal them out in turn.
+
+    `epoch` is that of every partition, 0 for a map without epochs; `secondaries` are the indexes of every partition's other replicas.
+    """
     primaries = [i % len(hosts) if primary is None else primary for i in range(partitions)]
-    return MapMessage(version, cluster_id, [host.info for host in hosts], primaries)
+    epochs = [epoch] * partitions if epoch else []
+    replicas = [secondaries] * partitions if secondaries is not None else []
+    return MapMessage(version, cluster_id, [host.info for host in hosts], primaries, epochs, replicas)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], timeout_s: float = 20.0) -> None:

@@ -425,7 +425,7 @@ def test_a_slow_reader_is_not_written_to_without_bound():
             host.answer = lambda received: len(received.args[0])
             calls = [client.call(Account.store, f"a{i}", bytes(100_000)) for i in range(400)]
             await asyncio.sleep(0.1)
-            (link,) = client._caller._links.values()
+            (link,) = client._caller._router.links
             assert link.connection._transport.get_write_buffer_size() < 18 << 20
             assert not link.is_writable
             host.connections[0].transport.resume_reading()

@@ -505,7 +505,11 @@ def test_closing_while_a_host_is_away_leaves_no_task():
         frame(b"\x92\x05" + b"\x91" * 100_000),
         frame(messages.encode((messages.KIND_REPLIES, [(1, 1, "no error")]))),
         frame(messages.encode((messages.KIND_REPLIES, [(1, 1, ("OverloadedError", "full", {"retry_after_s": "soon"}))]))),
+        frame(messages.encode((messages.KIND_REPLIES, [(1, 1, ("NotPrimaryError", "no", {"primary": "a@h:1", "epoch": -1}))]))),
+        frame(messages.encode((messages.KIND_REPLIES, [(1, 1, ("NotPrimaryError", "no", {"primary": "a@h:1", "partition": "1"}))]))),
+        frame(messages.encode((messages.KIND_REPLIES, [(1, 0, 5, -1)]))),
         frame(messages.encode((messages.KIND_MAP, 9, CLUSTER_ID, [], [3]))),
+        frame(messages.encode((messages.KIND_MAP, 9, CLUSTER_ID, [], [-1] * 8, [], [[1]]))),
         frame(messages.encode((messages.KIND_MAP, 9, "another grid", [], [-1]))),
         frame(messages.encode((messages.KIND_ADMIN_REPLY, 1, 0, None))),
     ],
@@ -518,7 +522,11 @@ def test_closing_while_a_host_is_away_leaves_no_task():
         "nested",
         "no-error",
         "wrong-detail",
+        "wrong-epoch",
+        "wrong-partition",
+        "wrong-position",
         "wrong-map",
+        "wrong-secondaries",
         "another-grid",
         "unasked",
     ],
@@ -788,7 +796,7 @@ def test_expired_calls_to_a_host_that_is_away_do_not_pile_up():
                 for call in calls:
                     with pytest.raises(HostUnavailableError):
                         await call
-            (lane,) = client._caller._lanes.values()
+            (lane,) = client._caller._router.lanes.values()
             assert len(lane.unsent) < 400
             assert client._caller._pending == {}
             assert client._caller._pending_bytes == 0

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from samples import QUICK, Account, Statement
-from stand_in import SILENCE, StandInHost
+from stand_in import SILENCE, Applied, StandInHost
 
 from actorgrid import grid
 from actorgrid.errors import ActorError, ActorGridError, DeadlineExceededError, HostUnavailableError, InvalidArgumentError
@@ -113,6 +113,32 @@ def test_an_interrupt_cancels_the_call_and_leaves_the_client_usable(host):
         timer.join()
         assert client.get(Account, "alice").deposit(2) == 5
         assert client._client._caller._pending == {}
+
+
+def test_each_thread_knows_what_its_last_read_of_any_replica_reflects(host):
+    host.answer = lambda received: Applied(7, int(received.args[0])) if received.any_replica else 1
+    with grid.connect_sync(host.address, settings=QUICK) as client, ThreadPoolExecutor(8) as pool:
+        assert client.last_applied_lsn == 0
+        assert client.get(Account, "alice").read_about("40") == 7
+        assert client.last_applied_lsn == 40
+        assert client.call(Account.read_about, "alice", "41") == 7
+        assert client.with_options(timeout_s=2).last_applied_lsn == 41
+        assert client.get(Account, "alice").read_balance() == client.get(Account, "alice").deposit(1) == 1
+        assert client.last_applied_lsn == 41
+        assert client.map(Account.read_about, [("alice", "99")]) == [7]
+        assert client.last_applied_lsn == 41
+        with pytest.raises(InvalidArgumentError):
+            client.get(Account, "alice").read_about(5, 6)
+
+        def work(i):
+            found = client.last_applied_lsn == 0 or client.last_applied_lsn % 10 == 0
+            for j in range(1, 20):
+                client.with_options(timeout_s=3).get(Account, "alice").read_about(str(1000 * i + 10 * j))
+                found = found and client.last_applied_lsn == 1000 * i + 10 * j
+            return found
+
+        assert all(pool.map(work, range(1, 9)))
+        assert client.last_applied_lsn == 41
 
 
 def test_connecting_to_nobody_leaves_no_thread():

@@ -77,11 +77,18 @@ async def serving(
     started = [Host(make_config(data_dir, ports=ports, index=i, settings=settings)) for i in range(len(ports))]
     for host in started:
         await host.start()
+    await begin(started)
     try:
         yield started
     finally:
         for host in started:
             await host.stop()
+
+
+async def begin(hosts: list[Host]) -> None:
+    """The first start of a grid: its hosts create their replicas. Later starts need and mind it not."""
+    await hosts[0].administer("init", {})
+    await until(lambda: all(partition.serving for host in hosts for partition in host.partitions.values()))
 
 
 @contextlib.asynccontextmanager

@@ -17,6 +17,7 @@ from actorgrid.settings import HostSettings, WireSettings
 async def main(data_dir: Path, port: int) -> None:
     host = Host(make_config(data_dir, ports=[port], settings=HostSettings.from_environment(), wire=WireSettings.from_environment()))
     await host.start()
+    await host.administer("init", {})
     sys.stdout.write("serving\n")
     sys.stdout.flush()
     await host.run_until_failed()

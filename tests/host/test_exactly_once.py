@@ -289,7 +289,7 @@ def test_an_idempotency_key_is_forgotten_after_its_retention_and_not_before(tmp_
 
             async def add(key, amount):
                 value = await client.with_options(idempotency_key=key).get(Box, "a").add(amount)
-                await until(lambda: not any(partition.has_unapplied for partition in hosts[0].partitions.values()))
+                await until(lambda: not any(partition.shell.has_unapplied for partition in hosts[0].partitions.values()))
                 return value
 
             assert await add("first", 1) == 1

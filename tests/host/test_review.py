@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from host_actors import SEEN, gate
-from host_harness import PARTITIONS, QUICK, actor_on, expect, free_port, make_config, raw_client, run, seeds, soon, until
+from host_harness import PARTITIONS, QUICK, actor_on, begin, expect, free_port, make_config, raw_client, run, seeds, soon, until
 from review_actors import Home, Payer, Purse, Sleeper
 
 from actorgrid import grid
@@ -19,9 +19,9 @@ from actorgrid.errors import (
     ActorGridError,
     DeadlineExceededError,
     HostUnavailableError,
+    NotPrimaryError,
     OutcomeUnknownError,
     OverloadedError,
-    SettingsError,
 )
 from actorgrid.host import partition as partition_module
 from actorgrid.host.host import Host
@@ -41,6 +41,7 @@ async def serving(path, *, hosts=1, settings=None):
     started = [Host(make_config(path, ports=ports, index=i, settings=settings, app="review_actors")) for i in range(hosts)]
     for host in started:
         await host.start()
+    await begin(started)
     try:
         yield started
     finally:
@@ -233,18 +234,20 @@ def test_a_list_in_a_tuple_field_fails_the_turn_and_changes_nothing(tmp_path):
 # -- a host whose data is gone
 
 
-def test_a_host_whose_store_was_emptied_does_not_start(tmp_path):
+def test_a_host_whose_store_was_emptied_serves_nothing_until_a_grid_is_begun(tmp_path):
     async def main():
         async with one_grid(tmp_path) as ((host,), client):
             await client.get(Purse, "p").add(1)
             data = host.config.data_dir
         shutil.rmtree(data / "store")
-        with pytest.raises(SettingsError, match=r"store\.created"):
-            async with serving(tmp_path):
-                pass
-        shutil.rmtree(data / "store")
-        (data / "store.created").unlink()
-        async with one_grid(tmp_path) as (_, client):
+        emptied = Host(make_config(tmp_path, app="review_actors"))
+        await emptied.start()
+        try:
+            async with raw_client(emptied) as client:
+                expect(await client.call(1, "add", 1, to="Purse\0p"), NotPrimaryError, "unknown")
+        finally:
+            await emptied.stop()
+        async with one_grid(tmp_path) as (_, client):  # begun anew, which is an operator's decision
             assert await client.get(Purse, "p").look() == 0
 
     run(main)
@@ -401,7 +404,7 @@ def test_an_unexpected_error_in_the_commit_ends_the_duty_and_answers_callers(tmp
             await until(lambda: SEEN["held"] == 1)
             partition = home_of(hosts, "Purse\0p")
             neighbour = f"Purse\0{actor_on(partition.id, 'Purse', 'n')}"
-            write, broken = partition.write_record, []
+            write, broken = partition.shell.write, []
 
             def break_once(batch, now_ns):
                 if not broken:
@@ -409,7 +412,7 @@ def test_an_unexpected_error_in_the_commit_ends_the_duty_and_answers_callers(tmp
                     raise RuntimeError("a bug of ours")
                 write(batch, now_ns)
 
-            monkeypatch.setattr(partition, "write_record", break_once)
+            monkeypatch.setattr(partition.shell, "write", break_once)
             client.send(3, "add", 1, to=neighbour)
             async with asyncio.timeout(2):
                 error = await host.run_until_failed()

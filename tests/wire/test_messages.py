@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actorgrid.errors import AccessDeniedError, ProtocolError
+from actorgrid.errors import AccessDeniedError, NotPrimaryError, ProtocolError, from_wire, to_wire
 from actorgrid.wire import messages as m
 from actorgrid.wire.handshake import accept_hello, read_hello
 
@@ -34,11 +34,20 @@ extras = st.none() | st.builds(
     chain=st.lists(addresses, max_size=3).map(tuple),
     key=st.none() | st.text(max_size=20),
     again=st.booleans(),
+    any_replica=st.booleans(),
 )
 calls = st.builds(m.Call, counters, addresses, names, counters, raws, extras)
 groups = st.builds(m.CallGroup, counters, st.binary(max_size=16), counters, counters, counters, st.lists(calls, max_size=3))
 host_infos = st.builds(m.HostInfo, names, names, st.integers(0, 65535))
-maps = st.builds(m.MapMessage, counters, names, st.lists(host_infos, max_size=3), st.lists(st.integers(-1, 5), max_size=8))
+maps = st.builds(
+    m.MapMessage,
+    counters,
+    names,
+    st.lists(host_infos, max_size=3),
+    st.lists(st.integers(-1, 5), max_size=8),
+    st.lists(counters, max_size=8),
+    st.lists(st.lists(st.integers(0, 5), max_size=3), max_size=8),
+)
 details = st.dictionaries(st.text(max_size=8), values, max_size=3)
 
 TO_A_HOST = {
@@ -49,7 +58,7 @@ TO_A_HOST = {
     m.KIND_PONG: st.builds(m.Pong, counters),
 }
 TO_A_CLIENT = {
-    m.KIND_REPLIES: st.builds(m.Replies, st.lists(st.builds(m.Reply, counters, st.sampled_from([0, 1]), raws), max_size=4)),
+    m.KIND_REPLIES: st.builds(m.Replies, st.lists(st.builds(m.Reply, counters, st.sampled_from([0, 1]), raws, counters), max_size=4)),
     m.KIND_MAP: maps,
     m.KIND_ADMIN_REPLY: st.builds(m.AdminReply, counters, st.sampled_from([0, 1]), raws),
     m.KIND_PING: st.builds(m.Ping, counters),
@@ -117,9 +126,47 @@ def test_a_newer_release_may_append_fields_to_every_message():
         ([1, m.MAGIC, 1, 2, "c", "client", b"c" * 16, b"", "new"], m.decode_hello),
         ([4, [[1, b"", 0, 0, 0, [[1, "a", "b", 1, [], None, "new"]], "new"]], "new"], m.HOST_DECODERS[4]),
         ([10, 5, "new"], m.HOST_DECODERS[10]),
-        ([5, [[1, 0, "result", "new"]], "new"], m.CLIENT_DECODERS[5]),
+        ([5, [[1, 0, "result", 7, "new"]], "new"], m.CLIENT_DECODERS[5]),
+        ([7, 1, "grid", [], [-1], [3], [[]], "new"], m.CLIENT_DECODERS[7]),
     ]:
         decode(msgpack.packb(payload))
+
+
+def test_what_a_release_without_replication_sends_is_understood():
+    hosts = [["a", "h", 1]]
+    message = m.CLIENT_DECODERS[m.KIND_MAP](msgpack.packb([7, 3, "grid", hosts, [0, -1]]))
+    assert (message.epochs, message.secondaries) == ([], [])
+    (reply,) = m.CLIENT_DECODERS[m.KIND_REPLIES](msgpack.packb([5, [[1, 0, "result"]]])).replies
+    assert reply.lsn == 0
+    welcome = m.decode_handshake_answer(msgpack.packb([2, 1, "grid", "a", 1, 4096, [7, 3, "grid", hosts, [0]], {1: 9}]))
+    assert (welcome.map.epochs, welcome.positions) == ([], {1: 9})
+
+
+def test_what_such_a_release_reads_stands_where_it_was():
+    """It ignores what follows, so the new elements are at the end, and a call says nothing new unless it is a read of any replica."""
+    assert plain(m.MapMessage(3, "grid", [], [-1], [5], [[]]))[:5] == [7, 3, "grid", [], [-1]]
+    assert plain(m.Replies([m.Reply(1, 0, msgspec.Raw(b"\x05"), 9)])) == [5, [[1, 0, 5, 9]]]
+    assert plain(m.CallExtra(again=True)) == {"again": True}
+    assert plain(m.CallExtra(any_replica=True)) == {"any_replica": True}
+
+
+def test_the_epoch_of_a_primary_travels_with_the_refusal_where_it_is_known():
+    name, message, details = to_wire(NotPrimaryError("moved", partition=3, primary="a@h:1", epoch=9))
+    assert details == {"retry_after_s": 0.0, "partition": 3, "primary": "a@h:1", "epoch": 9}
+    again = from_wire(name, message, details)
+    assert isinstance(again, NotPrimaryError)
+    assert (again.partition, again.primary, again.epoch) == (3, "a@h:1", 9)
+    assert "epoch" not in to_wire(NotPrimaryError("moved"))[2]
+    assert from_wire(name, message, {"partition": 3}).epoch == 0
+
+
+@pytest.mark.parametrize("payload", [
+    [7, 1, "grid", [], [-1], [-1]], [7, 1, "grid", [], [-1], ["x"]], [7, 1, "grid", [], [-1], [], [1]],
+    [7, 1, "grid", [], [-1], [], [[0] * 257]], [5, [[1, 0, "result", -1]]], [5, [[1, 0, "result", "x"]]],
+])  # fmt: skip
+def test_answers_out_of_bounds_are_refused(payload):
+    with pytest.raises(msgspec.MsgspecError):
+        m.CLIENT_DECODERS[payload[0]](msgpack.packb(payload))
 
 
 @pytest.mark.parametrize("payload", [

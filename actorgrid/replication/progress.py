@@ -1,0 +1,67 @@
+"""How far one secondary is, as its primary knows it, and how it is fed (Ongaro 2014, §3.5 and §10.2.1)."""
+
+from __future__ import annotations
+
+import enum
+
+from actorgrid.replication.configuration import Member
+
+
+class Pace(enum.Enum):
+    """How a secondary gets the log.
+
+    PROBE: one append at a time, until one fits. PIPELINE: appends follow each other without waiting. COPY: the log does not reach
+    back far enough, a copy of the state is under way.
+    """
+
+    PROBE = enum.auto()
+    PIPELINE = enum.auto()
+    COPY = enum.auto()
+
+
+class Progress:
+    """One secondary.
+
+    :ivar match_lsn: it has acknowledged everything up to here, durably (only grows)
+    :ivar next_lsn: what it is sent next
+    :ivar number: the support under which it said to be fortified in this epoch; 0: it did not
+    :ivar chunk_lsn: end of the last chunk it was sent from the log; the next goes out when this one is acknowledged
+    """
+
+    __slots__ = (
+        "chunk_lsn",
+        "is_missing",
+        "is_paused",
+        "is_up",
+        "match_lsn",
+        "member",
+        "moved_ns",
+        "next_lsn",
+        "number",
+        "pace",
+        "told_lsn",
+    )
+
+    def __init__(self, member: Member, next_lsn: int, *, is_up: bool, now_ns: int) -> None:
+        self.member = member
+        self.match_lsn = 0
+        self.next_lsn = next_lsn
+        self.number = 0
+        self.pace = Pace.PROBE
+        self.chunk_lsn = 0
+        self.told_lsn = 0
+        self.is_up = is_up
+        self.is_paused = False
+        #: It said that it does not exist: a voter like that counts for nothing.
+        self.is_missing = False
+        #: When something was sent or acknowledged for the last time.
+        self.moved_ns = now_ns
+
+    def probe_from(self, next_lsn: int) -> None:
+        """Go back to one append at a time."""
+        self.pace = Pace.PROBE
+        self.next_lsn = next_lsn
+        self.chunk_lsn = 0
+
+    def __repr__(self) -> str:
+        return f"Progress({self.member} {self.pace.name} match {self.match_lsn} next {self.next_lsn})"

@@ -1,0 +1,49 @@
+"""A look at RocksDB's files before RocksDB opens them.
+
+RocksDB's log reader (of the version in rocksdict 0.3.29) never returns from a record whose type says that it belongs to a reused file,
+in a write-ahead log or a manifest whose files are never reused: one flipped bit, and the opening of the store hangs with the
+interpreter lock held, so that nothing can even report it. Every other change of those files it finds by its own checksums.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Final
+
+from actorgrid.errors import CorruptLogError
+
+_BLOCK_BYTES: Final = 32 * 1024
+_HEADER_BYTES: Final = 7  # checksum (4), length (2, little endian), type (1)
+#: Full, first, middle and last part of a record in a reused file.
+_REUSED_TYPES: Final = (5, 6, 7, 8)
+
+
+def refuse_what_hangs(store: Path) -> None:
+    """Walk over the records of write-ahead logs and manifests, about 0.5 us for each.
+
+    :raises CorruptLogError: a record has a type that was never written, and that would keep RocksDB from returning
+    """
+    for pattern in ("MANIFEST-*", "*.log"):
+        for path in sorted(store.glob(pattern)):
+            offset = _reused_record(path)
+            if offset >= 0:
+                raise CorruptLogError(f"cannot open {store}: the record at byte {offset} of {path.name} has a type that was never written")
+
+
+def _reused_record(path: Path) -> int:
+    """Where the first record of a reused file is, -1 if there is none."""
+    size = path.stat().st_size
+    if size == 0:
+        return -1
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        offset = 0
+        while offset + _HEADER_BYTES <= size:
+            left = _BLOCK_BYTES - offset % _BLOCK_BYTES
+            if left < _HEADER_BYTES:  # a block's end that no header fits in is padding
+                offset += left
+                continue
+            if data[offset + 6] in _REUSED_TYPES:
+                return offset
+            offset += _HEADER_BYTES + (data[offset + 4] | data[offset + 5] << 8)
+    return -1

@@ -1,0 +1,365 @@
+"""Random walks through what can happen to a partition: first everything that goes wrong, then nothing more, and progress is demanded.
+
+A walk is a function of its seed and settings. What it did is counted, so that a test can show that its faults bit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from core_cluster import Cluster, Host
+
+from actorgrid.replication import events as ev
+from actorgrid.replication.configuration import Configuration, Member
+from actorgrid.replication.liveness import MS, S, Liveness
+from actorgrid.replication.replica import Replica, Role
+
+#: After the last fault: elections (twice, if the first is in vain), a copy, and a configuration change or three.
+CALM_NS = 40 * S
+
+
+class WalkSettings(NamedTuple):
+    """:ivar voters: of the first configuration; `hosts` beyond them are there to be moved to"""
+
+    hosts: int = 4
+    voters: int = 3
+    partitions: int = 1
+    slices: int = 300
+    replica_class: type[Replica] = Replica
+    liveness_class: type[Liveness] = Liveness
+
+
+class Manager:
+    """What placement does for the partitions (design.md, section 9), as little as keeps them alive."""
+
+    def __init__(self, cluster: Cluster, voters_wanted: int) -> None:
+        self._cluster = cluster
+        self._voters_wanted = voters_wanted
+        self.lost: dict[int, dict[Member, Member]] = {partition: {} for partition in cluster.partitions}
+        cluster.on_effect = self._sees
+
+    def _sees(self, host: Host, replica: Replica, effect: ev.Effect) -> None:
+        if isinstance(effect, ev.ReplicaLost):
+            self._cluster.judge.counts["replicas reported lost"] += 1
+            self.lost[replica.partition][effect.member] = effect.successor
+
+    def tend(self) -> None:
+        """One look at every partition."""
+        for partition in self._cluster.partitions:
+            self._drop_what_is_no_member(partition)
+            pair = self._cluster.primary(partition)
+            if pair is not None and pair[0].runs and pair[1].serving and not pair[1].is_swapping:
+                wanted = self._wanted(partition, pair[1])
+                if wanted is not None:
+                    self._cluster.configure(pair[0].name, wanted, partition)
+
+    def _wanted(self, partition: int, replica: Replica) -> Configuration | None:
+        configuration = replica.configuration
+        for member, successor in list(self.lost[partition].items()):
+            if member not in configuration.members:
+                del self.lost[partition][member]
+            elif len(configuration.voters) > 1 or member in configuration.idle:
+                return configuration.replaced(member, successor)
+        for member in configuration.idle:
+            progress = replica.progress.get(member)
+            if progress is not None and replica.is_caught_up(progress):
+                return configuration.promoted(member)
+        if len(configuration.members) < self._voters_wanted:
+            return self.one_more(partition, configuration)
+        return None
+
+    def one_more(self, partition: int, configuration: Configuration) -> Configuration | None:
+        """An idle secondary on a host that has none."""
+        for host in self._cluster.hosts.values():
+            if host.runs and configuration.on_host(host.name) is None and partition not in host.replicas:
+                return configuration.with_idle(Member(host.name, host.disk.next_incarnation(partition)))
+        return None
+
+    def _drop_what_is_no_member(self, partition: int) -> None:
+        """What the newest committed configuration does not name is removed from its host."""
+        committed = self._cluster.judge.partitions[partition].configurations
+        if not committed:
+            return
+        at_lsn = max(committed)
+        for host, replica in self._cluster.replicas(partition):
+            knows_of_later = replica.log.configuration_lsn > at_lsn
+            if host.runs and replica.me not in committed[at_lsn].members and not knows_of_later and replica.role is not Role.PRIMARY:
+                if (partition, replica.me.incarnation) in host.disk.durable:
+                    self._cluster.drop_replica(host.name, partition)
+
+
+class Walk:
+    """One walk."""
+
+    def __init__(self, seed: int, settings: WalkSettings) -> None:
+        self.rng = random.Random(seed)
+        self.settings = settings
+        names = [chr(ord("a") + index) for index in range(settings.hosts)]
+        rates = [self.rng.choice((1000, 1000, 1050, 1100)) for _ in names]
+        self.cluster = Cluster(
+            names,
+            voters=names[: settings.voters],
+            partitions=tuple(range(1, settings.partitions + 1)),
+            seed=self.rng.randrange(1 << 62),
+            rates=rates,
+            auto=True,
+            replica_class=settings.replica_class,
+            liveness_class=settings.liveness_class,
+        )
+        self.manager = Manager(self.cluster, settings.voters)
+        self.proposed = 0
+        self._actions: list[tuple[int, Callable[[], None]]] = [
+            (10, self._crash),
+            (14, self._restart),
+            (3, self._lose_disk),
+            (8, self._pause),
+            (12, self._resume),
+            (8, self._cut),
+            (10, self._heal),
+            (6, self._weather),
+            (12, self._tell_deaths),
+            (4, self._fail_copy),
+            (8, self._truncate),
+            (10, self._swap),
+            (14, self._configure),
+            (20, self.manager.tend),
+            (8, self._commit_idle),
+            (5, self._race),
+        ]
+
+    # -- the two phases
+
+    def stray(self) -> None:
+        """Whatever can happen, happens."""
+        weights = [weight for weight, _ in self._actions]
+        actions = [action for _, action in self._actions]
+        for _ in range(self.settings.slices):
+            self.traffic()
+            self.cluster.run(int(self.rng.choice((1, 5, 20, 100, 400)) * self.rng.random() * 2 * MS))
+            self.rng.choices(actions, weights)[0]()
+
+    def settle(self) -> None:
+        """Nothing goes wrong any more: in bounded time every partition serves, has a lease, is whole, and everybody has the same."""
+        cluster = self.cluster
+        self.calm()
+        for name, host in cluster.hosts.items():
+            if not host.is_alive:
+                cluster.start(name)
+        end_ns = cluster.now_ns + CALM_NS
+        while True:
+            cluster.run(200 * MS)
+            self.manager.tend()
+            self._commit_idle()
+            missing = self.what_is_missing()
+            if not missing:
+                break
+            assert cluster.now_ns < end_ns, f"no progress in {CALM_NS // S} s: {missing}\n" + "\n".join(cluster.tail(60))
+        self._converge()
+
+    def _converge(self) -> None:
+        """A proposal of every partition commits, and reaches every replica."""
+        cluster = self.cluster
+        for partition in cluster.partitions:
+            pair = cluster.primary(partition)
+            assert pair is not None
+            before = len(cluster.judge.partitions[partition].committed)
+            assert cluster.propose(pair[0].name, 1, partition)
+            cluster.run(200 * MS)
+            cluster.step(pair[0], partition, ev.CommitIdle())
+            cluster.run(200 * MS)
+            committed = cluster.judge.partitions[partition].committed
+            assert len(committed) > before, f"partition {partition} commits nothing\n" + "\n".join(cluster.tail(60))
+            lsns = {str(replica.me): (replica.last_lsn, replica.committed_lsn) for _, replica in cluster.replicas(partition)}
+            assert set(lsns.values()) == {(len(committed), len(committed))}, f"{lsns}\n" + "\n".join(cluster.tail(60))
+
+    def what_is_missing(self) -> str:
+        """What keeps the partitions from being whole; empty if nothing does."""
+        for partition in self.cluster.partitions:
+            replicas = self.cluster.replicas(partition)
+            primaries = [(host, replica) for host, replica in replicas if replica.role is Role.PRIMARY]
+            if len(primaries) != 1:
+                return f"partition {partition} has the primaries {[str(replica.me) for _, replica in primaries]}"
+            host, primary = primaries[0]
+            configuration = primary.configuration
+            here = {replica.me for _, replica in replicas}
+            if not primary.serving:
+                return f"{primary.me} does not serve"
+            if len(configuration.voters) < min(self.settings.voters, len(self.cluster.hosts)) or configuration.idle:
+                return f"partition {partition} has {configuration}"
+            if here != set(configuration.members):
+                return f"partition {partition} has {configuration}, and there are {sorted(map(str, here))}"
+            if not primary.has_lease(host.local_ns):
+                return f"{primary.me} has no lease"
+            behind = [str(replica.me) for _, replica in replicas if replica.committed_lsn < primary.last_lsn]
+            if behind:
+                return f"{behind} are behind {primary.last_lsn}"
+        return ""
+
+    # -- traffic
+
+    def traffic(self) -> None:
+        for partition in self.cluster.partitions:
+            for host, replica in self.cluster.replicas(partition):
+                if replica.serving and self.rng.random() < 0.8:
+                    self.proposed += self.cluster.propose(host.name, self.rng.choice((1, 1, 2, 5)), partition)
+
+    # -- faults
+
+    def _some(self, hosts: list[str]) -> str | None:
+        return self.rng.choice(hosts) if hosts else None
+
+    def _living(self) -> list[str]:
+        return [name for name, host in self.cluster.hosts.items() if host.is_alive]
+
+    def _crash(self) -> None:
+        living = self._living()
+        if len(living) * 2 > len(self.cluster.hosts) or self.rng.random() < 0.3:
+            name = self._some(living)
+            if name is not None:
+                host = self.cluster.hosts[name]
+                self.cluster.crash(name, self.rng.choice((0, self.rng.randint(0, 20), 1 << 30)))
+                if self.rng.random() < 0.4:
+                    self.cluster.run(int(self.rng.random() * 60 * MS))
+                    if not host.is_alive:
+                        self.cluster.start(name)
+
+    def _restart(self) -> None:
+        name = self._some([name for name, host in self.cluster.hosts.items() if not host.is_alive])
+        if name is not None:
+            self.cluster.start(name)
+
+    def _lose_disk(self) -> None:
+        """One at a time, and only where everybody else has everything: what two lose is lost."""
+        name = self._some([name for name, host in self.cluster.hosts.items() if not host.is_alive and host.disk.durable])
+        if name is not None and self._can_lose(name):
+            self.cluster.lose_disk(name)
+
+    def _can_lose(self, name: str) -> bool:
+        for partition in self.cluster.partitions:
+            for host in self.cluster.hosts.values():
+                for (other, _), disk in host.disk.durable.items():
+                    if other != partition:
+                        continue
+                    for _, configuration in disk.configurations():
+                        voters = [member for member in configuration.voters if member.host != name]
+                        left = [m for m in voters if (partition, m.incarnation) in self.cluster.hosts[m.host].disk.durable]
+                        if len(left) < configuration.write_quorum:
+                            return False
+        return True
+
+    def _pause(self) -> None:
+        name = self._some([name for name, host in self.cluster.hosts.items() if host.runs])
+        if name is not None:
+            self.cluster.pause(name)
+            if self.rng.random() < 0.5:
+                self.cluster.run(int(self.rng.random() * 3 * S))
+                if self.cluster.hosts[name].is_alive:
+                    self.cluster.resume(name)
+
+    def _resume(self) -> None:
+        name = self._some([name for name, host in self.cluster.hosts.items() if host.is_alive and host.is_paused])
+        if name is not None:
+            self.cluster.resume(name)
+
+    def _cut(self) -> None:
+        one, other = self.rng.sample(list(self.cluster.hosts), 2)
+        match self.rng.randrange(4):
+            case 0:
+                self.cluster.isolate(one)
+            case 1:
+                self.cluster.cut(one, other)
+                self.cluster.cut(other, one)
+            case _:
+                self.cluster.cut(one, other)
+
+    def _heal(self) -> None:
+        self.cluster.heal()
+
+    def _weather(self) -> None:
+        """How well network and disks do for a while."""
+        cluster, rng = self.cluster, self.rng
+        cluster.loss = rng.choice((0, 0, 0.02, 0.2))
+        cluster.doubling = rng.choice((0, 0, 0.05, 0.3))
+        slowest = rng.choice((3, 3, 30, 300)) * MS
+        cluster.latency_ns = lambda: int(cluster.rng.random() ** 2 * slowest)
+        slow_sync = rng.choice((8, 8, 60, 2000)) * MS
+        cluster.sync_ns = lambda: int(cluster.rng.random() ** 2 * slow_sync)
+
+    def _tell_deaths(self) -> None:
+        for name, host in self.cluster.hosts.items():
+            life = host.incarnation if not host.is_alive else host.incarnation - 1
+            if life > 0 and self.rng.random() < 0.7:
+                self.cluster.tell_death(name, life, [other for other in self.cluster.hosts if other != name and self.rng.random() < 0.8])
+
+    def _fail_copy(self) -> None:
+        for number in list(self.cluster.copies):
+            self.cluster.end_copy(number, is_good=False)
+
+    def _truncate(self) -> None:
+        for partition in self.cluster.partitions:
+            for host, replica in self.cluster.replicas(partition):
+                if host.runs and self.rng.random() < 0.5:
+                    kept = self.rng.choice((0, 5, 50))
+                    self.cluster.truncate_log(host.name, partition, max(1, replica.committed_lsn - kept))
+
+    # -- what operators and managers do
+
+    def _a_primary(self) -> tuple[Host, Replica, int] | None:
+        partition = self.rng.choice(self.cluster.partitions)
+        pairs = [pair for pair in self.cluster.replicas(partition) if pair[1].role is Role.PRIMARY and pair[0].runs]
+        if not pairs:
+            return None
+        host, replica = self.rng.choice(pairs)
+        return host, replica, partition
+
+    def _swap(self) -> None:
+        found = self._a_primary()
+        if found is not None:
+            host, replica, partition = found
+            self.cluster.judge.counts["swaps wanted"] += 1
+            self.cluster.swap(host.name, self.rng.choice(replica.configuration.voters), partition)
+
+    def _configure(self) -> None:
+        found = self._a_primary()
+        if found is None:
+            return
+        host, replica, partition = found
+        configuration = replica.configuration
+        wanted: Configuration | None = None
+        match self.rng.randrange(5):
+            case 0 | 1:
+                wanted = self.manager.one_more(partition, configuration)
+            case 2:
+                if configuration.idle:
+                    wanted = configuration.promoted(self.rng.choice(configuration.idle))
+            case 3:
+                if len(configuration.voters) > 2:
+                    wanted = configuration.without(self.rng.choice(configuration.members))
+            case _:
+                wanted = configuration.reordered(self.rng.choice(configuration.voters))
+        if wanted is not None:
+            self.cluster.configure(host.name, wanted, partition)
+
+    def _commit_idle(self) -> None:
+        for partition in self.cluster.partitions:
+            for host, replica in self.cluster.replicas(partition):
+                if host.runs and replica.role is Role.PRIMARY:
+                    self.cluster.step(host, partition, ev.CommitIdle())
+
+    def _race(self) -> None:
+        """Things that are rare apart are rarer together: a crash right after a swap, a change of members, or a burst."""
+        self.rng.choice((self._swap, self._configure, self.traffic))()
+        self.cluster.run(int(self.rng.random() * 20 * MS))
+        self.rng.choice((self._crash, self._pause, self._cut, self._truncate))()
+
+    def calm(self) -> None:
+        cluster = self.cluster
+        cluster.loss = cluster.doubling = 0.0
+        cluster.latency_ns = lambda: int(cluster.rng.uniform(0.1, 3) * MS)
+        cluster.sync_ns = lambda: int(cluster.rng.uniform(0.5, 8) * MS)
+        cluster.heal()
+        for name, host in cluster.hosts.items():
+            if host.is_alive and host.is_paused:
+                cluster.resume(name)
