@@ -243,7 +243,7 @@ class Caller:
                 self._send_elsewhere(call)
 
     def _may_follow(self, call: PendingCall) -> bool:
-        """Whether the primary's epoch is one that `call` was not sent in without waiting; from here on it was."""
+        """Whether the primary's epoch is known and `call` was not taken to it before; from here on it was."""
         epoch = self._router.epoch_of(call.lane)
         if epoch <= call.followed_epoch:
             return False
@@ -550,10 +550,10 @@ class Caller:
             call.is_in_doubt = True  # the turn itself is undone, but calls that it had made are not
             self._parking.park(call, error.retry_after_s)
         elif isinstance(error, TransientError):
-            self._try_later(call, error.retry_after_s, refused_by)
+            self._parking.park(call, error.retry_after_s)
         elif isinstance(error, WriteInDoubtError):
             call.is_in_doubt = True
-            self._try_later(call, 0.0, refused_by)
+            self._parking.park(call, 0.0)
         elif isinstance(error, SessionExpiredError) and self._can_be_renewed(call, error):
             # Every send of it was refused, so it is as good as new: the position just learned is older than its next send.
             call.expirations += 1
@@ -569,26 +569,20 @@ class Caller:
         cannot_have_run = not call.is_in_doubt and (call.origin is None or not call.origin.again)
         return cannot_have_run and error.current_lsn > call.since_lsn and call.expirations < _EXPIRATIONS_MAX
 
-    def _try_later(self, call: PendingCall, retry_after_s: float, refused_by: str) -> None:
-        """Send `call` again after its backoff; at once where the partition has a new primary, which has not refused it."""
-        link = call.lane.link
-        if link is not None and link.name != refused_by and not call.any_replica and self._may_follow(call):
-            self._send_again(call)
-        else:
-            self._parking.park(call, retry_after_s)
-
     def _redirect(self, call: PendingCall, error: NotPrimaryError, refused_by: str) -> None:
-        """The host asked is not the primary: follow its hint or the map at once the first time and in each new epoch, else with backoff."""
+        """The host asked is not the primary: follow its hint or the map at once the first time, then with backoff.
+
+        Where the hint tells of a new epoch, `_follow_primaries` ends the backoff right away.
+        """
         lane, link = call.lane, call.lane.link
         self._router.learn_primary(lane, error, refused_by)
         if link is not None and link.name == refused_by:
             self._router.ask_for_map(prefer=link)
         if call.refusals == 0 and lane.link is not None and lane.link.name != refused_by:
             call.refusals = 1
-            self._may_follow(call)
             self._send_again(call)
         else:
-            self._try_later(call, error.retry_after_s, refused_by)
+            self._parking.park(call, error.retry_after_s)
 
     def wait_for_replica(self, call: PendingCall) -> None:
         """No replica can be asked: look for others, and begin anew after the backoff, or when one of them is connected."""
@@ -662,12 +656,19 @@ class Caller:
             self._refusal = error
             self._router.map_changed.set()
         for call in list(self._pending.values()):
-            if call.lane.link is link and call.connection is None and not call.is_parked and not call.any_replica:
+            if call.connection is None and self._is_refused(call, link):
                 if call.is_in_doubt:
                     doubt = OutcomeUnknownError(f"{call.title}: a send was lost, and {link.name} refuses this client: {error}")
                     self._fail(call, doubt)
                 else:
                     self._fail(call, type(error)(*error.args))
+
+    def _is_refused(self, call: PendingCall, link: Link) -> bool:
+        """Whether nobody else can take `call` since the host of `link` refuses this client."""
+        if not call.any_replica:
+            return call.lane.link is link and not call.is_parked
+        replicas = self._router.replicas_of(call.lane)
+        return link in replicas and all(each is link or (each.has_refused and not each.is_connecting) for each in replicas)
 
     def on_link_lost(self, link: Link, connection: Connection, error: ActorGridError) -> None:
         """Whatever was sent on `connection` and not answered is in doubt; it is sent again under the same numbers."""

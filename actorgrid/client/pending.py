@@ -84,7 +84,7 @@ class PendingCall(Answer[Any]):
     expirations: int = 0
     #: refusals so far, which make the backoff grow
     refusals: int = 0
-    #: the newest epoch of a primary that it was sent to without waiting for its backoff
+    #: the newest epoch whose primary it was taken to while another host still owed the answer
     followed_epoch: int = 0
     #: a read that a secondary may answer too
     any_replica: bool = False

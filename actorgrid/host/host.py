@@ -9,6 +9,7 @@ This file puts the parts together and takes them apart again; each part knows it
 `partition`      what a primary has besides: admission, log, answers
 `copying`        copies of whole partitions, out and in
 `bootstrap`      the beginning of a grid
+`homing`         primaries that come back after a failover
 `runner`         turns
 `residents`      which activations stay in memory
 `commit`         group commit to the store
@@ -41,6 +42,7 @@ from actorgrid.errors import CorruptLogError, InvariantViolation, SettingsError,
 from actorgrid.host.bootstrap import SYSTEM_PARTITION, Bootstrap
 from actorgrid.host.commit import GroupCommit
 from actorgrid.host.copying import Copying
+from actorgrid.host.homing import Homing
 from actorgrid.host.offload import Offloader, ProcessOffloader
 from actorgrid.host.outgoing import OutgoingCalls
 from actorgrid.host.partition import HostedPartition
@@ -161,6 +163,7 @@ class Host:
         self._pointers: dict[int, ReplicaPointer] = {}
         self._has_begun = False
         self._push_scheduled = False
+        self._homing_task: asyncio.Task[None] | None = None
         self.messages_rejected_total = 0
         self.replicas_retired_total = 0
 
@@ -227,6 +230,7 @@ class Host:
                 wire=config.wire,
                 owner=self,
             )
+            self._homing = Homing(self, self._peers, tuple(info.name for info in config.hosts), config.replica_set_size)
             self._recover()
             await self._listen()
         except BaseException:
@@ -241,6 +245,7 @@ class Host:
         self._sweep()
         self._tick()
         self._tick_copies()
+        self._homing_task = loop.create_task(self._homing.run(), name="homing")
         await self._until_alone_serves()
         logger.info(
             "host listens name=%s address=%s:%d pid=%d incarnation=%d replicas=%d actors=%s",
@@ -385,6 +390,10 @@ class Host:
         self._end_duty("the host is stopping")
         for timer in self._timers.values():
             timer.cancel()
+        if self._homing_task is not None:
+            self._homing_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._homing_task
         if self._server is not None:
             self._server.close()
         if hasattr(self, "_peers"):
@@ -783,6 +792,7 @@ class Host:
             "peer_frames_sent_total": self._peers.frames_sent_total,
             "peer_frames_received_total": self._peers.frames_received_total,
             "messages_rejected_total": self.messages_rejected_total + sum(shell.core.rejected_total for shell in self.shells.values()),
+            "primaries_handed_over_total": self._homing.swapped_total,
             "copies_sent_total": self._copying.sent_total,
             "copies_installed_total": self._copying.installed_total,
             "copy_bytes_sent_total": self._copying.bytes_sent_total,

@@ -13,6 +13,7 @@ nobody can read the store too early.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import time
@@ -40,6 +41,8 @@ from actorgrid.host.admission import Admission, cannot_read
 from actorgrid.host.runner import Runner, error_payload
 from actorgrid.host.turn import Outgoing, Turn
 from actorgrid.ids import ACTOR_ID_BYTES_MAX, PartitionId, partition_of, show_address
+from actorgrid.replication import events as ev
+from actorgrid.replication.configuration import Member
 from actorgrid.replication.entry import NO_CHANGES, NO_CLIENT, STATUS_INTERNAL, ClientMark, Entry, LogRecord
 from actorgrid.replication.replica import Role
 from actorgrid.settings import HostSettings
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: A turn that takes longer keeps its partition from being handed over.
+HAND_OVER_PATIENCE_S: Final = 0.25
 #: How long a look at who was heard is good for.
 CONTACT_LOOK_NS: Final = 50_000_000
 
@@ -103,6 +108,8 @@ class HostedPartition:
         self._residents = residents
         #: Calls are admitted.
         self.serving = False
+        self.is_handing_over = False
+        self._handed_over: asyncio.Future[bool] | None = None
         self._begin_anew()
         self._dying: list[Activation] = []  # thrown away, and the store does not have their last changes yet
         # The tick's entries, until they become a log record.
@@ -142,6 +149,8 @@ class HostedPartition:
         """
         if not self.serving:
             return self.not_here()
+        if self.is_handing_over:
+            return HostUnavailableError(f"partition {self.id} is being handed over", retry_after_s=0.002)
         if now_ns < self._contact_until_ns:
             return None
         if self.replica.has_contact(now_ns):
@@ -460,16 +469,53 @@ class HostedPartition:
         else:
             self._commit_waiters.append((lsn, waiter))
 
+    # -- handing over (Ongaro 2014, §3.10)
+
+    async def hand_over(self, target: Member) -> bool:
+        """Make `target` the primary.
+
+        Nothing more is admitted and what runs is finished; then the core releases the office, once `target` has everything.
+        Callers are told to come again at once, and then where to. A turn that takes long keeps the partition here.
+
+        :return: whether it was handed over
+        """
+        if not self.serving or self.is_handing_over:
+            return False
+        self.is_handing_over = True
+        self._handed_over = asyncio.get_running_loop().create_future()
+        try:
+            deadline_s = time.monotonic() + HAND_OVER_PATIENCE_S
+            while self._is_busy():
+                if time.monotonic() > deadline_s:
+                    return False
+                await asyncio.sleep(0.001)
+            # A core that does not serve any more abandons it.
+            self.shell.step(ev.SwapProposed(target))
+            return await self._handed_over
+        finally:
+            self.is_handing_over = False
+
+    def _is_busy(self) -> bool:
+        """Whether anything that was admitted is not over and committed yet."""
+        if self._entries or self._in_flight or self._gated:
+            return self.serving
+        return self.serving and any(activation.running or activation.queue for activation in self.activations.values())
+
     # -- the end
 
     def swap_abandoned(self, why: str) -> None:
         """The primary stays here."""
         logger.info("swap abandoned partition=%d why=%s", self.id, why)
-        self.serving = True
+        self._end_hand_over(done=False)
+
+    def _end_hand_over(self, *, done: bool) -> None:
+        if self._handed_over is not None and not self._handed_over.done():
+            self._handed_over.set_result(done)
 
     def close(self, why: str, successor: str) -> None:
         """Leave office: what was handed to storage is in doubt, what is still running or waiting is refused (I12, I17)."""
         self.serving = False
+        self._end_hand_over(done=bool(successor))
         doubt = error_payload(WriteInDoubtError(f"partition {self.id} changed its primary while this change was being written: {why}"))
         primary, epoch = self._primary_of(self.id)
         if self._store.has_failed or not primary:

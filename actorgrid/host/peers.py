@@ -147,6 +147,7 @@ class PeerLink:
         self.answer: BeatAnswer | None = None
         self.answered_version = 0
         self.heard_s = 0.0
+        self.up_s = 0.0
         self.task: asyncio.Task[None] | None = None
         self.death_watch: asyncio.Task[None] | None = None
         self._peers = peers
@@ -164,7 +165,7 @@ class PeerLink:
         self.incarnation = mark.incarnation
         self.is_paused = False
         self.answered_version = 0
-        self.heard_s = self._peers.loop.time()
+        self.heard_s = self.up_s = self._peers.loop.time()
         self._peers.remember(self, mark)
         if self.death_watch is not None:
             self.death_watch.cancel()
@@ -430,6 +431,11 @@ class Peers:
     def is_up(self, host: str) -> bool:
         link = self.links.get(host)
         return link is not None and link.connection is not None
+
+    def is_steady(self, host: str, for_s: float) -> bool:
+        """Whether the connection to `host` has stood for so long."""
+        link = self.links.get(host)
+        return link is not None and link.connection is not None and self.loop.time() - link.up_s >= for_s
 
     def _wake(self, link: PeerLink) -> None:
         self._waiting[link] = None

@@ -889,6 +889,11 @@ class Replica:
             progress.chunk_lsn = FOREVER_NS  # until it is known how far the chunk goes
             self._effects.append(SendFromLog(progress.member, self.epoch, next_lsn - 1, prev_epoch, self.committed_lsn))
 
+    def _probe_again(self, progress: Progress) -> None:
+        """Go back to what it is known to have; where the log no longer reaches that far, ask with its end first whether it is there at all."""
+        next_lsn = progress.match_lsn + 1 if progress.match_lsn else progress.next_lsn
+        progress.probe_from(next_lsn if next_lsn >= self.log.start_lsn else self.log.last_lsn + 1)
+
     def _send_empty(self, progress: Progress) -> None:
         prev_lsn = progress.next_lsn - 1
         prev_epoch = self.log.epoch_at(prev_lsn)
@@ -1022,7 +1027,7 @@ class Replica:
             progress.is_up = True
             progress.is_paused = False
             if progress.pace is not Pace.COPY:
-                progress.probe_from(progress.match_lsn + 1 if progress.match_lsn else progress.next_lsn)
+                self._probe_again(progress)
                 self._feed(progress, now_ns)
         if self.role is Role.ACTIVE_SECONDARY and self.primary is None:
             self.wake_ns = now_ns
@@ -1045,7 +1050,7 @@ class Replica:
         for progress in self.progress.values():
             is_waiting = progress.pace is Pace.PROBE or progress.match_lsn < self.log.last_lsn
             if is_waiting and progress.pace is not Pace.COPY and now_ns - progress.moved_ns >= self._times.resend_ns:
-                progress.probe_from(progress.match_lsn + 1 if progress.match_lsn else progress.next_lsn)
+                self._probe_again(progress)
                 self._feed(progress, now_ns)
             elif progress.pace is Pace.PIPELINE and not self._is_fortified(progress, now_ns):
                 self._send_empty(progress)

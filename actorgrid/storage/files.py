@@ -7,7 +7,7 @@ interpreter lock held, so that nothing can even report it. Every other change of
 
 from __future__ import annotations
 
-import mmap
+import os
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,7 @@ _REUSED_TYPES: Final = (5, 6, 7, 8)
 
 
 def refuse_what_hangs(store: Path) -> None:
-    """Walk over the records of write-ahead logs and manifests, about 0.5 us for each.
+    """Walk over the records of write-ahead logs and manifests, about 1 us for each.
 
     :raises CorruptLogError: a record has a type that was never written, and that would keep RocksDB from returning
     """
@@ -33,17 +33,16 @@ def refuse_what_hangs(store: Path) -> None:
 
 def _reused_record(path: Path) -> int:
     """Where the first record of a reused file is, -1 if there is none."""
-    size = path.stat().st_size
-    if size == 0:
-        return -1
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        offset = 0
-        while offset + _HEADER_BYTES <= size:
+    offset = 0
+    with path.open("rb") as file:
+        while True:
             left = _BLOCK_BYTES - offset % _BLOCK_BYTES
             if left < _HEADER_BYTES:  # a block's end that no header fits in is padding
                 offset += left
-                continue
-            if data[offset + 6] in _REUSED_TYPES:
+            # Not a memory map: an error of the disk would be a signal then.
+            header = os.pread(file.fileno(), _HEADER_BYTES, offset)
+            if len(header) < _HEADER_BYTES:
+                return -1
+            if header[6] in _REUSED_TYPES:
                 return offset
-            offset += _HEADER_BYTES + (data[offset + 4] | data[offset + 5] << 8)
-    return -1
+            offset += _HEADER_BYTES + (header[4] | header[5] << 8)

@@ -43,7 +43,7 @@ class ReplicaLog:
     :param retention_bytes: what is kept even though nothing here needs it, so that others can catch up
     :ivar start_lsn: the first position in the log; ``last_lsn + 1`` if it is empty
     :ivar last_lsn: the last position; of an empty log: the one before the first that can be appended
-    :ivar bytes: size of the records
+    :ivar time_ms: the time of the record that ends at `time_lsn`; -1 there: it is not known
     :ivar epochs: (first lsn, epoch) of each run of equal epochs; if the log does not begin at 1, the first is (start_lsn - 1, its epoch)
     """
 
@@ -54,15 +54,18 @@ class ReplicaLog:
         self._retention_bytes = retention_bytes
         self._stretch_bytes = retention_bytes // STRETCHES
         self._stretches: deque[tuple[int, int]] = deque()  # (last lsn, bytes), oldest first
+        self._stretched_bytes = 0  # of all of them
         self._open_bytes = 0  # of the records behind the last stretch
-        self._tail: dict[int, LogItem] = {}  # by first lsn, without a hole, up to last_lsn
+        self._tail: dict[int, tuple[RecordHead, bytes]] = {}  # by first lsn, without a hole, up to last_lsn
         self._tail_start_lsn = 1
         self._tail_bytes = 0
         self._tail_batch = 0  # what was appended with this one may not be on disk yet
         self.start_lsn = 1
         self.last_lsn = 0
-        self.bytes = 0
+        self.time_ms = 0
+        self.time_lsn = 0
         self.epochs: list[tuple[int, int]] = []
+        self._last_epoch = 0
 
     # -- start
 
@@ -78,14 +81,15 @@ class ReplicaLog:
             except msgspec.MsgspecError as error:
                 raise self.corrupt(f"where the log begins is not known: {error}") from None
             self.epochs = [(self.last_lsn, epoch)]
+            self._last_epoch = epoch
             self.start_lsn = self._tail_start_lsn = self.last_lsn + 1
         for item in self._stored(self.start_lsn, None):
             head = item.head
             if head.first_lsn != self.last_lsn + 1:
                 raise self.corrupt(f"the log continues at {head.first_lsn} where {self.last_lsn + 1} was expected")
-            if self.epochs and head.epoch < self.epochs[-1][1]:
-                raise self.corrupt(f"epoch {head.epoch} follows epoch {self.epochs[-1][1]} at {head.first_lsn}")
-            self._take(item)
+            if head.epoch < self._last_epoch:
+                raise self.corrupt(f"epoch {head.epoch} follows epoch {self._last_epoch} at {head.first_lsn}")
+            self._take(head, item.data)
             self._shorten_tail()
             yield item
 
@@ -94,30 +98,42 @@ class ReplicaLog:
 
     # -- writing
 
-    def append(self, batch: Batch, data: bytes, head: RecordHead) -> None:
-        """Put an encoded record at the end."""
+    def append(self, batch: Batch, data: bytes, head: RecordHead, time_ms: int | None = None) -> None:
+        """Put an encoded record at the end.
+
+        :param time_ms: the record's time, if it is known without decoding it
+        """
+        last_lsn = head.last_lsn
         assert head.first_lsn == self.last_lsn + 1, f"{head} does not follow {self.last_lsn}"
-        batch.append_log(self._prefix + head.last_lsn.to_bytes(8, "big"), data)
+        batch.append_log(self._prefix + last_lsn.to_bytes(8, "big"), data)
         if batch.number != self._tail_batch:  # what came with another batch is written
             self._tail_batch = batch.number
             if self._tail_bytes > LOG_TAIL_BYTES_MAX:
                 self._shorten_tail()
-        self._take(LogItem(head, data))
+        self._take(head, data)
+        if time_ms is not None:
+            self.time_ms, self.time_lsn = time_ms, last_lsn
 
-    def _take(self, item: LogItem) -> None:
-        (epoch, first_lsn, last_lsn), data = item
+    def _take(self, head: RecordHead, data: bytes) -> None:
+        epoch, first_lsn, last_lsn = head
         size = len(data)
-        self._tail[first_lsn] = item
+        self._tail[first_lsn] = (head, data)
         self._tail_bytes += size
-        self.bytes += size
         self._open_bytes += size
         if self._open_bytes >= self._stretch_bytes:
             self._stretches.append((last_lsn, self._open_bytes))
+            self._stretched_bytes += self._open_bytes
             self._open_bytes = 0
-        if not self.epochs or self.epochs[-1][1] != epoch:
-            assert not self.epochs or self.epochs[-1][1] < epoch, f"epoch {epoch} follows epoch {self.epochs[-1][1]}"
+        if epoch != self._last_epoch:
+            assert epoch > self._last_epoch, f"epoch {epoch} follows epoch {self._last_epoch}"
             self.epochs.append((first_lsn, epoch))
+            self._last_epoch = epoch
         self.last_lsn = last_lsn
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the records."""
+        return self._stretched_bytes + self._open_bytes
 
     def _shorten_tail(self, start_lsn: int = 0) -> None:
         """Let the oldest records go that are too much, and those before `start_lsn`."""
@@ -137,22 +153,25 @@ class ReplicaLog:
             size += len(data)
             if self._tail.pop(head.first_lsn, None) is not None:
                 self._tail_bytes -= len(data)
-        self.bytes -= size
         self._open_bytes -= size
         while self._open_bytes < 0:
-            self._open_bytes += self._stretches.pop()[1]
+            _, reopened = self._stretches.pop()
+            self._stretched_bytes -= reopened
+            self._open_bytes += reopened
         self.last_lsn = from_lsn - 1
+        self.time_lsn = -1
         if not self._tail:
             self._tail_start_lsn = from_lsn
         while self.epochs and self.epochs[-1][0] >= from_lsn:
             self.epochs.pop()
+        self._last_epoch = self.epochs[-1][1] if self.epochs else 0
 
     def truncate_prefix(self, batch: Batch, up_to_lsn: int) -> None:
         """Drop the oldest records that are more than what is to be retained, none of them behind `up_to_lsn`."""
         stretches, dropped_lsn = self._stretches, 0
-        while self.bytes > self._retention_bytes and stretches and stretches[0][0] <= up_to_lsn and stretches[0][0] < self.last_lsn:
+        while self.size_bytes > self._retention_bytes and stretches and stretches[0][0] <= up_to_lsn and stretches[0][0] < self.last_lsn:
             dropped_lsn, size = stretches.popleft()
-            self.bytes -= size
+            self._stretched_bytes -= size
         if not dropped_lsn:
             return
         epoch = self.epoch_at(dropped_lsn)
@@ -176,9 +195,9 @@ class ReplicaLog:
 
         :raises CorruptLogError: a record on disk does not match its checksum, or is not there
         """
-        item = self._tail.get(from_lsn)
-        if item is not None and item.head.last_lsn == self.last_lsn:
-            return [item]
+        pair = self._tail.get(from_lsn)
+        if pair is not None and pair[0].last_lsn == self.last_lsn:
+            return [LogItem(*pair)]
         assert from_lsn >= self.start_lsn, f"{from_lsn} is before the log's start {self.start_lsn}"
         found: list[LogItem] = []
         size = 0
@@ -194,9 +213,9 @@ class ReplicaLog:
         lsn = from_lsn
         while lsn <= self.last_lsn:
             if lsn >= self._tail_start_lsn:
-                found = self._tail.get(lsn) or self._tail_with(lsn)
-                lsn = found.head.last_lsn + 1
-                yield found
+                head, data = self._tail.get(lsn) or self._tail_with(lsn)
+                lsn = head.last_lsn + 1
+                yield LogItem(head, data)
                 continue
             stop_lsn = self._tail_start_lsn
             for item in self._stored(lsn, stop_lsn):
@@ -207,8 +226,8 @@ class ReplicaLog:
             if lsn < stop_lsn:
                 raise self.corrupt(f"the log has no record at {lsn}, and should have all from {self.start_lsn} to {self.last_lsn}")
 
-    def _tail_with(self, lsn: int) -> LogItem:
-        return next(item for item in reversed(self._tail.values()) if item.head.first_lsn <= lsn)
+    def _tail_with(self, lsn: int) -> tuple[RecordHead, bytes]:
+        return next(pair for pair in reversed(self._tail.values()) if pair[0].first_lsn <= lsn)
 
     def _stored(self, from_lsn: int, stop_lsn: int | None) -> Iterator[LogItem]:
         """Records on disk that end at `from_lsn` or behind, and before `stop_lsn`, their checksums verified."""

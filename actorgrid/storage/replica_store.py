@@ -21,7 +21,7 @@ from xxhash import xxh3_128
 
 from actorgrid.errors import CorruptLogError
 from actorgrid.replication.configuration import Configuration, decode_configuration
-from actorgrid.replication.entry import STATUS_CONFIGURATION, LogRecord, RecordHead
+from actorgrid.replication.entry import STATUS_CONFIGURATION, LogRecord
 from actorgrid.replication.sessions import SessionRecord, SessionTable
 from actorgrid.settings import HostSettings
 from actorgrid.storage import keys
@@ -82,6 +82,8 @@ class ReplicaStore:
     :param pointer: of an active replica
     :param sessions: an empty table; `recover` brings it to `applied_lsn`, then the caller applies each committed record to it, before
         giving the record to `committed`
+    :ivar append: see `ReplicaLog.append`
+    :ivar read_log: see `ReplicaLog.read`
     :ivar applied_lsn: the state has everything up to here
     :ivar collects_changes: whether `committed` keeps addresses for `take_changed_addresses`
     """
@@ -95,6 +97,7 @@ class ReplicaStore:
         self.log = ReplicaLog(pointer.partition, self.prefix, store, settings.log_retention_bytes)
         self.applied_lsn = 0
         self.collects_changes = False
+        self.append = self.log.append
         self.read_log = self.log.read
         self._sessions = sessions
         self._checkpoint_entries = settings.session_checkpoint_entries
@@ -105,8 +108,6 @@ class ReplicaStore:
         self._committed_lsn = 0  # `committed` has had everything up to here ...
         self._committed_time_ms = 0  # ... and this is the time of its last record
         self._checkpoint_lsn = 0
-        self._time_ms = 0  # of the record that ends at `_time_lsn`
-        self._time_lsn = 0
         self.configuration_lsn = 0
         self._configuration: Configuration | None = None
         self._configuration_is_stored = True
@@ -131,7 +132,7 @@ class ReplicaStore:
         epoch, voted_for = self._meta(keys.META_EPOCH, _decode_epoch) or (0, "")
         self.applied_lsn, self._committed_time_ms = self._meta(keys.META_APPLIED, _APPLIED.unpack) or (0, 0)
         self._committed_lsn = self.applied_lsn
-        self._time_lsn, self._time_ms = self._committed_lsn, self._committed_time_ms
+        self.log.time_lsn, self.log.time_ms = self._committed_lsn, self._committed_time_ms
         stored = self._meta(keys.META_CONFIGURATION, _decode_configuration)
         if stored is None:
             raise self._corrupt("it has no configuration")
@@ -180,7 +181,7 @@ class ReplicaStore:
         if head.last_lsn <= self.applied_lsn:
             self._sessions.apply(record)
             return
-        self._time_lsn, self._time_ms = head.last_lsn, max(self._time_ms, record.time_ms)
+        self.log.time_lsn, self.log.time_ms = head.last_lsn, record.time_ms
         for lsn, entry in enumerate(record.entries, record.first_lsn):
             if entry.status == STATUS_CONFIGURATION:
                 configurations.append((lsn, self._configuration_in(lsn, entry.result)))
@@ -194,7 +195,7 @@ class ReplicaStore:
     def _corrupt(self, what: str) -> CorruptLogError:
         return self.log.corrupt(what)
 
-    # -- the log
+    # -- the log; `append` and `read_log` are those of `ReplicaLog`
 
     @property
     def last_lsn(self) -> int:
@@ -209,26 +210,16 @@ class ReplicaStore:
     @property
     def log_bytes(self) -> int:
         """Size of the log records kept."""
-        return self.log.bytes
+        return self.log.size_bytes
 
     def save_epoch(self, batch: Batch, epoch: int, voted_for: str) -> None:
         """Note a promise: nothing is said in an older epoch, and nobody else gets the vote of this one (I1)."""
         batch.put(self.prefix + keys.META_EPOCH, _encode((epoch, voted_for)))
 
-    def append(self, batch: Batch, data: bytes, head: RecordHead, time_ms: int | None = None) -> None:
-        """Put an encoded record at the end of the log.
-
-        :param time_ms: the record's time, if it is known without decoding it
-        """
-        self.log.append(batch, data, head)
-        if time_ms is not None:
-            self._time_ms, self._time_lsn = time_ms, head.last_lsn
-
     def truncate_suffix(self, batch: Batch, from_lsn: int) -> None:
         """Drop the records from the one that begins at `from_lsn` on. Reads them: they are few, nobody has applied them (I3)."""
         assert from_lsn > self._committed_lsn, f"I3: {from_lsn} is committed, as is everything up to {self._committed_lsn}"
         self.log.truncate_suffix(batch, from_lsn)
-        self._time_lsn = -1
 
     def epoch_at(self, lsn: int) -> int:
         """The epoch of a position in ``log_start_lsn - 1 .. last_lsn``."""
@@ -237,13 +228,12 @@ class ReplicaStore:
     @property
     def last_time_ms(self) -> int:
         """The time of the last record; 0 if there never was one. Decodes that record if it was appended without its time."""
-        if self._time_lsn != self.log.last_lsn:
-            if self.log.last_lsn == self._committed_lsn:
-                self._time_ms = self._committed_time_ms
-            else:
-                self._time_ms = self.log.decode(self.log.read(self.log.last_lsn, 1)[-1]).time_ms
-            self._time_lsn = self.log.last_lsn
-        return self._time_ms
+        log = self.log
+        if log.time_lsn != log.last_lsn:
+            is_committed = log.last_lsn == self._committed_lsn
+            log.time_ms = self._committed_time_ms if is_committed else log.decode(log.read(log.last_lsn, 1)[-1]).time_ms
+            log.time_lsn = log.last_lsn
+        return log.time_ms
 
     # -- what is committed
 
