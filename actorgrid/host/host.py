@@ -36,6 +36,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from actorgrid.actor.registry import ActorRegistry
 from actorgrid.client.caller import Caller
 from actorgrid.errors import CorruptLogError, InvariantViolation, SettingsError, StorageError
@@ -81,6 +83,7 @@ SETTINGS_ADDRESS: Final = "actorgrid.System\0settings"
 QUARANTINE: Final = "store.corrupt"
 SWEEP_OVER_LIMIT_S: Final = 0.01
 STOP_GRACE_S: Final = 3.0
+HAND_OVER_GRACE_S: Final = 1.5
 #: Clients whose progress is remembered; beyond that the longest unheard go. They lose nothing but an early release of records.
 WATERMARKS_MAX: Final = 100_000
 
@@ -129,6 +132,11 @@ class HostConfig:
             )
         if problems:
             raise SettingsError(*problems)
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether other hosts have what this one has: a grid of one host has one replica, however many are wanted."""
+        return min(self.replica_set_size, len(self.hosts)) > 1
 
 
 def _is_loopback(address: str) -> bool:
@@ -245,7 +253,7 @@ class Host:
         self._sweep()
         self._tick()
         self._tick_copies()
-        self._homing_task = loop.create_task(self._homing.run(), name="homing")
+        self._homing_task = loop.create_task(self._bring_home(), name="homing")
         await self._until_alone_serves()
         logger.info(
             "host listens name=%s address=%s:%d pid=%d incarnation=%d replicas=%d actors=%s",
@@ -259,11 +267,11 @@ class Host:
         path = config.data_dir / "store"
         condemned = path.with_name(QUARANTINE + ".please")
         try:
-            if condemned.exists() and config.replica_set_size > 1:
+            if condemned.exists() and config.has_copies:
                 raise CorruptLogError(condemned.read_text() or "it was found to be damaged")
             return Store(path, identity)
         except CorruptLogError as error:
-            if config.replica_set_size == 1:
+            if not config.has_copies:
                 raise
             aside = next(each for number in itertools.count(1) if not (each := path.with_name(f"{QUARANTINE}.{number}")).exists())
             logger.error("store is damaged, it is put aside and its replicas are built anew path=%s aside=%s error=%s", path, aside, error)
@@ -282,7 +290,7 @@ class Host:
             try:
                 self._add(pointer)
             except CorruptLogError as error:
-                if self.config.replica_set_size == 1:
+                if not self.config.has_copies:
                     raise
                 self._retire(pointer, str(error))
 
@@ -319,6 +327,20 @@ class Host:
             self.residents,
         )
         return shell
+
+    async def _bring_home(self) -> None:
+        try:
+            await self._homing.run()
+        except (InvariantViolation, AssertionError, LookupError, TypeError, ValueError) as error:
+            self._fail_by_bug(error)
+
+    async def _hand_everything_over(self) -> None:
+        """Before an orderly end: let others be primary of what this host is primary of, as far as they have everything."""
+        async with asyncio.TaskGroup() as group:
+            for partition in list(self.partitions.values()):
+                target = partition.best_successor()
+                if target is not None:
+                    group.create_task(partition.hand_over(target))
 
     async def _until_alone_serves(self) -> None:
         """Wait for the partitions whose only voter is here: nobody else has a say in when they serve."""
@@ -362,6 +384,11 @@ class Host:
         if self._server is not None:
             self._server.close()
         deadline_s = self._loop.time() + STOP_GRACE_S
+        if self._homing_task is not None:
+            self._homing_task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HAND_OVER_GRACE_S):
+                await self._hand_everything_over()
         await self._finish_turns(deadline_s)
         for partition in self.partitions.values():
             if partition.serving:
@@ -423,7 +450,7 @@ class Host:
             return
         self.state = "failed"
         logger.error("host leaves duty name=%s error=%s", self.config.name, error)
-        if isinstance(error, CorruptLogError) and self.config.replica_set_size > 1:
+        if isinstance(error, CorruptLogError) and self.config.has_copies:
             # The next start puts this store aside: what is damaged is not read twice.
             with contextlib.suppress(OSError):
                 (self.config.data_dir / (QUARANTINE + ".please")).write_text(str(error))
@@ -518,7 +545,7 @@ class Host:
 
     def retire(self, shell: ReplicaShell, why: str) -> None:
         """A replica's data cannot be trusted: it leaves duty for good, and is built anew by its partition's primary (I6, I12)."""
-        if self.config.replica_set_size == 1:
+        if not self.config.has_copies:
             self._fail(CorruptLogError(why))
             return
         self._loop.call_soon(self._guarded, lambda: self._leave(shell, why))
@@ -551,6 +578,12 @@ class Host:
                 "replica_set_size": config.replica_set_size,
             }
             partition.log_internal(SETTINGS_ADDRESS, [(b"", messages.encode(kept))])
+
+    def grid_settings(self) -> dict[str, Any] | None:
+        """What the system partition says the grid was created with, if this host has a replica of it that has applied that."""
+        shell = self.shells.get(SYSTEM_PARTITION)
+        stored = shell.durable.entries_of(SETTINGS_ADDRESS).get(b"") if shell is not None else None
+        return msgspec.msgpack.decode(stored, type=dict[str, Any]) if stored is not None else None
 
     # -- peers (`peers.PeerOwner`)
 
@@ -707,9 +740,14 @@ class Host:
         """Where the primary is, as far as known here: ``name@address:port`` or empty, and its epoch."""
         epoch, name = self.liveness.primaries.get(partition, (0, ""))
         info = next((info for info in self.config.hosts if info.name == name), None)
-        if info is None or name == self.config.name or self.liveness.is_dead(name, self.liveness.life_of(name)):
+        if info is None or name == self.config.name or not self._is_heard(name):
             return "", epoch
         return f"{info.name}@{info.address}:{info.port}", epoch
+
+    def _is_heard(self, host: str) -> bool:
+        liveness = self.liveness
+        heard_ns = liveness.heard_ns(host)
+        return heard_ns + liveness.times.support_ns > time.monotonic_ns() and not liveness.is_dead(host, liveness.life_of(host))
 
     async def administer(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Answer an operator's tool.
@@ -761,6 +799,7 @@ class Host:
                 "data_dir": str(config.data_dir),
             },
             "grid": {
+                "settings": self.grid_settings(),
                 "partition_count": config.partition_count,
                 "replica_set_size": config.replica_set_size,
                 "hosts": [info.name for info in config.hosts],

@@ -136,8 +136,7 @@ class HostedPartition:
 
     def open(self, epoch: int) -> None:
         """Everything committed is in the state: admit calls."""
-        self.forget([])
-        self._begin_anew()
+        self.rebuilt()
         self._next_lsn = self.replica.last_lsn + 1
         self._contact_until_ns = 0
         self.serving = True
@@ -165,6 +164,8 @@ class HostedPartition:
             return HostUnavailableError(f"the replica of partition {self.id} on this host is out of duty", retry_after_s=0.1)
         if self.replica.role is Role.PRIMARY and not primary:
             return HostUnavailableError(f"partition {self.id} does not serve at the moment", retry_after_s=0.02)
+        if not primary and not self.shell.hears_quorum(time.monotonic_ns()):
+            return self._no_quorum()
         return NotPrimaryError(
             f"partition {self.id} is not here; its primary is {primary or 'unknown'}", partition=self.id, primary=primary, epoch=epoch
         )
@@ -457,10 +458,22 @@ class HostedPartition:
 
     def forget(self, addresses: list[str]) -> None:
         """The state under these actors has changed, or under all if none is named: what was read of it for "any" reads is old."""
+        refused = b""
         for address in addresses or list(self.activations):
             activation = self.activations.get(address)
-            if activation is not None:
-                self.drop(activation)
+            if activation is None:
+                continue
+            for turn in activation.running:
+                refused = refused or error_payload(HostUnavailableError("the state changed while it was being read", retry_after_s=0.002))
+                turn.answer(STATUS_ERROR, refused)
+                if turn.task is not None:
+                    turn.task.cancel()
+            self.drop(activation)
+
+    def rebuilt(self) -> None:
+        """A copy has taken the place of everything that was here."""
+        self._begin_anew()
+        self.forget([])
 
     def wait_committed(self, lsn: int, waiter: Any) -> None:
         """Set `waiter` (a future) once everything up to `lsn` is committed."""
@@ -470,6 +483,18 @@ class HostedPartition:
             self._commit_waiters.append((lsn, waiter))
 
     # -- handing over (Ongaro 2014, §3.10)
+
+    def best_successor(self) -> Member | None:
+        """The secondary that has the most of the log, of those that are near its end; None if there is none or this is no primary."""
+        core = self.replica
+        if not self.serving:
+            return None
+        near = [
+            (progress.match_lsn, member)
+            for member, progress in core.progress.items()
+            if member in core.configuration.voters and progress.is_up and core.is_caught_up(progress)
+        ]
+        return max(near)[1] if near else None
 
     async def hand_over(self, target: Member) -> bool:
         """Make `target` the primary.

@@ -77,6 +77,9 @@ class Office(Protocol):
     def on_applied(self) -> None:
         """The store has caught up with what is committed."""
 
+    def rebuilt(self) -> None:
+        """Everything here was replaced."""
+
     def forget(self, addresses: list[str]) -> None:
         """The state of these actors has changed under what was read of it."""
 
@@ -203,7 +206,7 @@ class ReplicaShell:
         configuration_lsn, configuration = found.configurations[0]
         epoch = found.epochs[-1][1] if found.epochs else 0
         assert self._office is not None
-        self._office.forget([])
+        self._office.rebuilt()
         self.step(ev.CopyInstalled(found.last_lsn, epoch, configuration, configuration_lsn))
 
     # -- events
@@ -333,6 +336,13 @@ class ReplicaShell:
         """The office has applied its own `record` to the sessions."""
         self.durable.committed(record)
         self._taken_lsn = record.last_lsn
+
+    def hears_quorum(self, now_ns: int) -> bool:
+        """Whether the hosts of a write quorum, this one among them, were heard within one support time."""
+        configuration, liveness = self.core.configuration, self._liveness
+        since_ns = now_ns - liveness.times.support_ns
+        heard = sum(member == self.me or liveness.heard_ns(member.host) > since_ns for member in configuration.voters)
+        return heard >= configuration.write_quorum
 
     # -- effects: durable
 

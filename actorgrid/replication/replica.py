@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol, assert_never
 
 from actorgrid.errors import InvariantViolation
 from actorgrid.ids import PartitionId
 from actorgrid.replication import messages
 from actorgrid.replication.configuration import Configuration, Member
+from actorgrid.replication.entry import RecordHead
 from actorgrid.replication.events import (
     AppendConfiguration,
     AppendFirst,
@@ -447,7 +449,7 @@ class Replica:
     # -- messages
 
     def _on_message(self, message: messages.Message, host: str, incarnation: int, now_ns: int) -> None:
-        if message.to != self.me.incarnation:
+        if not self._is_for_me(message.to):
             self.rejected_total += 1
             return
         match message:
@@ -472,13 +474,11 @@ class Replica:
 
     def _on_append(self, event: AppendReceived, now_ns: int) -> None:
         message = event.message
-        if message.to != self.me.incarnation:
+        if not self._is_for_me(message.to):
             self.rejected_total += 1
             return
         if self._is_of_old_epoch(message.epoch):
-            self.rejected_total += 1
-            rejection = AppendRejected(self.partition, message.sender, self.me.incarnation, self.epoch, message.prev_lsn, 0)
-            self._after_writes(Send(event.host, rejection))
+            self._refuse_append(event, now_ns)
             return
         sender = Member(event.host, message.sender)
         self._require(
@@ -488,10 +488,12 @@ class Replica:
             self._adopt(message.epoch, "", f"{sender} is primary", now_ns)
         if self.primary != sender or self._primary_life != event.incarnation:
             self._follow(sender, event.incarnation)
-        self._heard_ns = now_ns
+            self._heard_ns = now_ns
         if self._urgent_ns != FOREVER_NS or self._campaign is not Campaign.NONE:
             self._stop_campaign(event)
-        self._fortify(sender, event.incarnation, message.epoch, now_ns)
+        if self._fortify(sender, event.incarnation, message.epoch, now_ns):
+            # A host that sends and does not beat has a disk that does not answer: it is as good as silent.
+            self._heard_ns = now_ns
         end = self._find_match(message)
         if end < 0:
             return
@@ -501,6 +503,16 @@ class Replica:
             self.committed_lsn = committed_lsn
             self._effects.append(Commit(committed_lsn))
         self._after_writes(self._matched_lsn)
+
+    def _is_for_me(self, incarnation: int) -> bool:
+        return incarnation == self.me.incarnation
+
+    def _refuse_append(self, event: AppendReceived, now_ns: int) -> None:
+        """Tell a primary of an old epoch that it is one (I7)."""
+        self.rejected_total += 1
+        message = event.message
+        rejection = AppendRejected(self.partition, message.sender, self.me.incarnation, self.epoch, message.prev_lsn, 0)
+        self._after_writes(Send(event.host, rejection))
 
     def _is_of_old_epoch(self, epoch: int) -> bool:
         return epoch < self.epoch
@@ -520,8 +532,8 @@ class Replica:
             self._urgent_ns = FOREVER_NS
             self._campaign = Campaign.NONE
 
-    def _fortify(self, primary: Member, incarnation: int, epoch: int, now_ns: int) -> None:
-        """Promise the primary of `epoch` not to vote for another, for as long as its host is supported (Appended)."""
+    def _fortify(self, primary: Member, incarnation: int, epoch: int, now_ns: int) -> bool:
+        """Promise the primary of `epoch` not to vote for another, for as long as its host is supported; whether it is (Appended)."""
         number = self._liveness.support_number(primary.host, incarnation, now_ns)
         fortified = self._fortified
         if number:
@@ -529,6 +541,7 @@ class Replica:
                 self._fortified = Fortified(primary, incarnation, epoch, number)
         elif fortified is not None and (fortified.primary, fortified.epoch) == (primary, epoch):
             self._fortified = fortified._replace(number=0)
+        return number != 0
 
     def _find_match(self, message: Append) -> int:
         """The position up to which the log is known to be the primary's, as far as `message` shows; -1 if its records do not fit."""
@@ -551,15 +564,7 @@ class Replica:
     def _take_records(self, event: AppendReceived, end: int) -> None:
         """Skip what is here already, truncate what contradicts, append the rest (figure 3.1, AppendEntries 3 and 4)."""
         log, heads = self.log, event.heads
-        skip = 0
-        for head in heads:
-            if head.last_lsn > end:
-                if head.first_lsn != end + 1:
-                    self._require(False, "I3", f"record {head} follows position {end}")
-                if head.last_lsn > log.last_lsn or log.epoch_at(head.last_lsn) != head.epoch:
-                    break
-                end = head.last_lsn
-            skip += 1
+        skip, end = self._count_known(heads, end)
         if skip < len(heads):
             if log.last_lsn > end:
                 self._truncate_from(end + 1)
@@ -577,6 +582,20 @@ class Replica:
             self._effects.append(AppendRecords(write_no, skip))
         if end > self._matched_lsn:
             self._matched_lsn = end
+
+    def _count_known(self, heads: Sequence[RecordHead], end: int) -> tuple[int, int]:
+        """How many of the records the log has already, and the position up to which it is then known to be the primary's."""
+        log = self.log
+        skip = 0
+        for head in heads:
+            if head.last_lsn > end:
+                if head.first_lsn != end + 1:
+                    self._require(False, "I3", f"record {head} follows position {end}")
+                if head.last_lsn > log.last_lsn or log.epoch_at(head.last_lsn) != head.epoch:
+                    break
+                end = head.last_lsn
+            skip += 1
+        return skip, end
 
     def _truncate_from(self, lsn: int) -> None:
         self._require(lsn > self._truncation_bound(), "I3", f"truncate from {lsn}, committed are {self.committed_lsn}")
@@ -890,7 +909,7 @@ class Replica:
             self._effects.append(SendFromLog(progress.member, self.epoch, next_lsn - 1, prev_epoch, self.committed_lsn))
 
     def _probe_again(self, progress: Progress) -> None:
-        """Go back to what it is known to have; where the log no longer reaches that far, ask with its end first whether it is there at all."""
+        """Go back to what it is known to have; if the log does not reach that far any more, ask first whether it is there at all."""
         next_lsn = progress.match_lsn + 1 if progress.match_lsn else progress.next_lsn
         progress.probe_from(next_lsn if next_lsn >= self.log.start_lsn else self.log.last_lsn + 1)
 
@@ -980,9 +999,7 @@ class Replica:
     def _advance_commit(self, now_ns: int) -> None:
         """What a write quorum has durably is committed, once an entry of this epoch is among it (§3.6.2; I2, I4)."""
         configuration = self.configuration
-        lsns = [self._own_vote_lsn() if member == self.me else self._acknowledged_lsn(member) for member in configuration.voters]
-        lsns.sort()
-        lsn = lsns[len(lsns) - configuration.write_quorum]
+        lsn = self._quorum_lsn(configuration)
         if lsn <= self.committed_lsn or not self._may_commit(lsn):
             return
         self.committed_lsn = lsn
@@ -998,12 +1015,15 @@ class Replica:
                 return
         self._hand_over_if_ready(now_ns)
 
+    def _quorum_lsn(self, configuration: Configuration) -> int:
+        """Up to where a write quorum has everything durably."""
+        me, progress = self.me, self.progress
+        lsns = [self._own_vote_lsn() if member == me else progress[member].match_lsn for member in configuration.voters]
+        lsns.sort()
+        return lsns[len(lsns) - configuration.write_quorum]
+
     def _own_vote_lsn(self) -> int:
         return self.synced_lsn
-
-    def _acknowledged_lsn(self, member: Member) -> int:
-        progress = self.progress.get(member)
-        return progress.match_lsn if progress is not None else 0
 
     def _may_commit(self, lsn: int) -> bool:
         return lsn >= self.epoch_start_lsn
@@ -1093,7 +1113,7 @@ class Replica:
     def _why_not(self, configuration: Configuration) -> str:
         if self.role is not Role.PRIMARY or not self.serving:
             return "this replica is not a primary that has committed an entry of its epoch"
-        if self.log.configuration_lsn > self.committed_lsn:
+        if self._is_change_pending():
             return f"version {self.configuration.version} is not committed yet"
         if self._swap_target is not None:
             return "the primary is being swapped"
@@ -1103,9 +1123,12 @@ class Replica:
         for member in configuration.voters:
             if member not in self.configuration.voters:
                 progress = self.progress.get(member)
-                if progress is None or progress.pace is not Pace.PIPELINE or self.log.last_lsn - progress.match_lsn > PROMOTE_LAG_ENTRIES:
+                if progress is None or not self.is_caught_up(progress):
                     return f"{member} has not caught up"
         return ""
+
+    def _is_change_pending(self) -> bool:
+        return self.log.configuration_lsn > self.committed_lsn
 
     # -- swap primary (Ongaro 2014, §3.10; Release)
 
@@ -1171,7 +1194,7 @@ class Replica:
         progress = self.progress.get(to)
         if progress is None or progress.pace is not Pace.COPY:
             return
-        progress.is_missing = False
+        progress.is_missing = progress.is_missing and not lsn
         progress.moved_ns = now_ns
         # After a copy that came to nothing the end of the log is tried: perhaps it has more than was known.
         progress.probe_from((lsn or self.log.last_lsn) + 1)

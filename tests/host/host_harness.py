@@ -48,18 +48,20 @@ def make_config(
     settings: HostSettings | None = None,
     wire: WireSettings | None = None,
     app: str = "host_actors",
+    replicas: int = 1,
+    cluster_id: str = CLUSTER,
 ) -> HostConfig:
     ports = ports or [free_port()]
     hosts = tuple(HostInfo(f"host-{i + 1}", "127.0.0.1", port) for i, port in enumerate(ports))
     return HostConfig(
-        cluster_id=CLUSTER,
+        cluster_id=cluster_id,
         name=HostName(f"host-{index + 1}"),
         node=f"node-{index + 1}",
         data_dir=data_dir / f"host-{index + 1}",
         address="127.0.0.1",
         port=ports[index],
         partition_count=PARTITIONS,
-        replica_set_size=1,
+        replica_set_size=replicas,
         hosts=hosts,
         app=(app,),
         app_path=(str(HERE),),
