@@ -120,13 +120,14 @@ class Admission:
     def admit_any(self, call: Call, client_id: bytes, sink: Sink, now_ns: int) -> None:
         """Take a read that any replica may answer, at a replica that is not primary. Never raises.
 
-        It sees the state as far as it is applied here. An actor whose type has an ``on_activate`` cannot be read so: the hook may
+        It sees what is known here to be committed. An actor whose type has an ``on_activate`` cannot be read so: the hook may
         change state.
         """
         partition = self._partition
         try:
             if partition.replica.role not in (Role.ACTIVE_SECONDARY, Role.IDLE_SECONDARY):
                 raise partition.not_here()
+            partition.catch_up()
             activation = self._activations.get(call.address)
             if activation is None:
                 if "on_activate" in partition.type_of(call.address).hooks:

@@ -19,8 +19,11 @@ from actorgrid.storage.store import Batch, Store
 
 logger = logging.getLogger(__name__)
 
-#: Committed changes wait at most this long for the next log write to take them into the state; a restart would replay them instead.
-APPLY_DELAY_S: Final = 0.02
+#: Committed changes go into the state after so long, together: of a value that changes often only the last one is written. Until then
+#: the log has them, and a restart replays them.
+APPLY_DELAY_S: Final = 0.5
+#: After so long without a new append, secondaries are told what is committed.
+IDLE_DELAY_S: Final = 0.02
 
 
 class Writer(Protocol):
@@ -39,7 +42,10 @@ class Writer(Protocol):
         """Everything that was written when the sync began is durable."""
 
     def write_applied(self, batch: Batch) -> None:
-        """Nothing was appended for a while: put what is committed into the state."""
+        """Put what is committed into the state."""
+
+    def idle(self) -> None:
+        """Something was committed, and perhaps nothing was appended since."""
 
     @property
     def has_unapplied(self) -> bool:
@@ -67,6 +73,9 @@ class GroupCommit:
         self._is_writing = False
         self._kick_scheduled = False
         self._apply_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle: dict[Writer, None] = {}
+        self._urgent: dict[Writer, None] = {}
         self._after_write: list[Callable[[], None]] = []
         self._stopped = False
         self._sync_began_ns = 0
@@ -109,10 +118,33 @@ class GroupCommit:
         self._after_write.append(action)
 
     def has_unapplied(self, writer: Writer) -> None:
-        """`writer` has committed changes that are not in the state yet."""
-        self._unapplied[writer] = None
+        """`writer` has committed changes that are not in the state yet, and others may not know that they are committed."""
+        self._unapplied[writer] = self._idle[writer] = None
         if self._apply_timer is None:
-            self._apply_timer = self._loop.call_later(APPLY_DELAY_S, self._apply)
+            self._apply_timer = self._loop.call_later(APPLY_DELAY_S, self._apply_all)
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(IDLE_DELAY_S, self._on_idle)
+
+    def apply_soon(self, writer: Writer) -> None:
+        """Somebody waits for what `writer` has committed to be in the state."""
+        self._urgent[writer] = None
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(IDLE_DELAY_S, self._on_idle)
+
+    def _on_idle(self) -> None:
+        self._idle_timer = None
+        if self._stopped:
+            return
+        idle, self._idle = self._idle, {}
+        urgent, self._urgent = self._urgent, {}
+        try:
+            for writer in idle:
+                writer.idle()
+        except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
+            self._fail_because(error)
+            return
+        if urgent:
+            self._apply(list(urgent))
 
     def stuck_ns(self, now_ns: int) -> int:
         """For how long the disk owes an answer; 0 if it does not."""
@@ -148,7 +180,6 @@ class GroupCommit:
             try:
                 for writer in dirty:
                     writer.write(self._any_batch(), now_ns)
-                    self._unapplied.pop(writer, None)
             finally:
                 self._is_writing = False
         batch = self._any_batch()
@@ -202,25 +233,26 @@ class GroupCommit:
         except Exception as failure:  # noqa: BLE001 - as above
             self._fail_because(failure)
 
-    def _apply(self) -> None:
-        """Nothing was appended by these replicas for a while: put their committed changes into the state without waiting for more."""
+    def _apply_all(self) -> None:
         self._apply_timer = None
-        if self._stopped or not self._unapplied:
+        self._apply(list(self._unapplied))
+
+    def _apply(self, writers: list[Writer]) -> None:
+        """Put what these have committed into the state."""
+        if self._stopped or not writers:
             return
-        unapplied, self._unapplied = self._unapplied, {}
+        for writer in writers:
+            self._unapplied.pop(writer, None)
         try:
             # Log before state: what is in the open batch may be what the state is applied from.
             self.write_now()
             batch = self._store.batch()
-            for writer in unapplied:
+            for writer in writers:
                 writer.write_applied(batch)
             self._store.write(batch)
         except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
             self._fail_because(error)
             return
-        for writer in unapplied:
-            if writer.has_unapplied:
-                self.has_unapplied(writer)
         self._run_after_write()
 
     def apply_now(self, writer: Writer) -> None:
@@ -233,6 +265,7 @@ class GroupCommit:
         batch = self._store.batch()
         writer.write_applied(batch)
         self._store.write(batch)
+        self._run_after_write()
 
     def _run_after_write(self) -> None:
         actions, self._after_write = self._after_write, []
@@ -260,11 +293,12 @@ class GroupCommit:
         while (self._is_busy or self._dirty or self._callbacks) and not self._stopped and self._loop.time() < deadline_s:
             await asyncio.sleep(0.002)
         if not self._is_busy:
-            self._apply()
+            self._apply(list(self._unapplied))
 
     def stop(self) -> None:
         """Write nothing more."""
         self._stopped = True
-        if self._apply_timer is not None:
-            self._apply_timer.cancel()
-            self._apply_timer = None
+        for timer in (self._apply_timer, self._idle_timer):
+            if timer is not None:
+                timer.cancel()
+        self._apply_timer = self._idle_timer = None

@@ -211,6 +211,11 @@ class HostedPartition:
         """
         return self._make_activation(address, self.type_of(address))
 
+    def catch_up(self) -> None:
+        """Bring into the state what is known to be committed: a read is about to look at it."""
+        if self.shell.has_unapplied:
+            self._commit.apply_now(self.shell)
+
     def type_of(self, address: str) -> ActorType:
         """The type of an actor of this partition.
 
@@ -280,6 +285,7 @@ class HostedPartition:
             self._bury(activation)
         else:
             self._dying.append(activation)
+            self._commit.apply_soon(self.shell)
 
     def _bury(self, activation: Activation) -> None:
         del self.activations[activation.address]
@@ -431,6 +437,8 @@ class HostedPartition:
             waiter = waiters.popleft()[1]
             if not waiter.done():
                 waiter.set_result(None)
+        if self._dying:
+            self._commit.apply_soon(self.shell)
 
     def _remember(self, flight: InFlight) -> None:
         """Put the record's answers into the sessions, and send them."""

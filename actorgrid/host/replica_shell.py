@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 #: What a secondary that is behind is sent at a time; the next goes out when it is acknowledged.
 CATCH_UP_BYTES: Final = 1 << 20
+#: More than this is not left waiting for its place in the state: memory, and what a new primary has to apply before it serves.
+UNAPPLIED_ENTRIES_MAX: Final = 2048
 
 
 class Office(Protocol):
@@ -275,13 +277,11 @@ class ReplicaShell:
             count = office.waiting_entries
             if count and self.core.serving and not self.core.is_swapping:
                 self.step(ev.EntriesProposed(count))
-            elif self.core.role is Role.PRIMARY:
-                self.step(ev.CommitIdle())
             if self.wanted:
                 wanted, self.wanted = self.wanted, []
                 for configuration in wanted:
                     self.step(ev.ConfigurationProposed(configuration))
-        if self.core.committed_lsn > self.durable.applied_lsn:
+        if self.core.committed_lsn - self.durable.applied_lsn >= UNAPPLIED_ENTRIES_MAX:
             self._apply(batch)
 
     def written(self) -> None:
@@ -294,9 +294,10 @@ class ReplicaShell:
         self.step(ev.Synced(self._syncing_no))
 
     def write_applied(self, batch: Batch) -> None:
-        if self.is_over:
-            return
-        self._apply(batch)
+        if not self.is_over and self.has_unapplied:
+            self._apply(batch)
+
+    def idle(self) -> None:
         if self.core.role is Role.PRIMARY:
             self.step(ev.CommitIdle())
 
