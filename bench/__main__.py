@@ -38,6 +38,7 @@ def run(
     scenarios: Annotated[list[str], typer.Argument(help=f"one or more of: {', '.join(SCENARIOS)}")],
     duration: Annotated[float, typer.Option(help="seconds per row", min=0.1)] = 5.0,
     concurrency: Annotated[str, typer.Option(help="calls in flight, separated by commas")] = "1,64,1024",
+    replicas: Annotated[str, typer.Option(help="replica set sizes, each measured on a grid of its own, separated by commas")] = "3,1",
     hosts: Annotated[int, typer.Option(min=1, max=64)] = 3,
     partitions: Annotated[int, typer.Option(min=1, max=65536)] = 64,
     actors: Annotated[int, typer.Option(help="actors called in turn", min=1)] = 10_000,
@@ -49,19 +50,28 @@ def run(
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: known are {', '.join(SCENARIOS)}")
     levels = [int(level) for level in concurrency.split(",")]
+    sizes = [int(size) for size in replicas.split(",")]
     before = describe()
-    with (
-        tempfile.TemporaryDirectory(prefix="actorgrid-bench-") as data,
-        LocalGrid(
-            nodes=hosts,
-            app=["bench.actors"],
-            app_path=[str(Path(__file__).parent.parent)],
-            data=Path(data) / "grid",
-            port=0,
-            partitions=partitions,
-        ) as local,
-    ):
-        rows, memory = uvloop.run(_measure(local, scenarios, levels, duration, actors, activations))
+    rows: list[Row] = []
+    memory: dict[str, Any] | None = None
+    for size in sizes:
+        with (
+            tempfile.TemporaryDirectory(prefix="actorgrid-bench-") as data,
+            LocalGrid(
+                nodes=hosts,
+                app=["bench.actors"],
+                app_path=[str(Path(__file__).parent.parent)],
+                data=Path(data) / "grid",
+                port=0,
+                partitions=partitions,
+                replicas=size,
+            ) as local,
+        ):
+            # Memory does not depend on the number of replicas: it is measured once.
+            chosen = [name for name in scenarios if name != "memory" or size == sizes[0]]
+            more, measured = uvloop.run(_measure(local, chosen, levels, duration, actors, activations, size))
+            rows += more
+            memory = measured or memory
     _print(rows, memory)
     if json_file is not None:
         document = {
@@ -75,7 +85,7 @@ def run(
 
 
 async def _measure(
-    local: LocalGrid, scenarios: list[str], levels: list[int], duration_s: float, actors: int, activations: int
+    local: LocalGrid, scenarios: list[str], levels: list[int], duration_s: float, actors: int, activations: int, replicas: int
 ) -> tuple[list[Row], dict[str, Any] | None]:
     pids = list(local.host_pids().values())
     rows: list[Row] = []
@@ -88,7 +98,7 @@ async def _measure(
                 memory = await _memory(client, pids, activations)
                 continue
             for level in levels:
-                console.print(f"{scenario}, {level} in flight ...")
+                console.print(f"{scenario}, {replicas} replicas, {level} in flight ...")
 
                 async def write(number: int) -> object:
                     return await client.get(Counter, ids[number % actors]).add(1)
@@ -97,8 +107,9 @@ async def _measure(
                     return await client.get(Counter, ids[number % actors]).read()
 
                 call = write if scenario == "write" else read
-                await closed_loop(scenario, call, in_flight=level, duration_s=min(1.0, duration_s), pids=pids)  # warm-up
-                rows.append(await closed_loop(scenario, call, in_flight=level, duration_s=duration_s, pids=pids))
+                warm_up_s = min(1.0, duration_s)
+                await closed_loop(scenario, call, in_flight=level, duration_s=warm_up_s, pids=pids, replicas=replicas)
+                rows.append(await closed_loop(scenario, call, in_flight=level, duration_s=duration_s, pids=pids, replicas=replicas))
     return rows, memory
 
 
@@ -124,12 +135,26 @@ def _print(rows: list[Row], memory: dict[str, Any] | None) -> None:
     out = Console(width=None if sys.stdout.isatty() else 110)
     if rows:
         table = Table("call", title="closed loop, one client process, synced before every answer")
-        for name in ("in flight", "calls/s", "p50 ms", "p99 ms", "slowest ms", "CPU us a call", "busy", "steal"):
+        for name in (
+            "replicas",
+            "in flight",
+            "calls/s",
+            "p50 ms",
+            "p99 ms",
+            "slowest ms",
+            "CPU us a call",
+            "busy",
+            "steal",
+            "of 1 replica",
+        ):
             table.add_column(name, justify="right")
         for row in rows:
             latencies = [f"{row.p50_ms:.3f}", f"{row.p99_ms:.2f}", f"{row.slowest_ms:.0f}"]
             shares = [f"{row.cpu_us_per_call:.1f}", f"{row.busy:.0%}", f"{row.steal:.0%}"]
-            table.add_row(row.scenario, str(row.in_flight), f"{row.calls_per_s:,.0f}", *latencies, *shares)
+            alone = next((r for r in rows if (r.scenario, r.in_flight, r.replicas) == (row.scenario, row.in_flight, 1)), None)
+            ratio = f"{row.calls_per_s / alone.calls_per_s:.2f}" if alone is not None else ""
+            counts = (str(row.replicas), str(row.in_flight), f"{row.calls_per_s:,.0f}")
+            table.add_row(row.scenario, *counts, *latencies, *shares, ratio)
         out.print(table)
     if memory is not None:
         out.print(f"{memory['activations']:,} idle activations: {memory['bytes_each']:,.0f} bytes each, over all hosts")

@@ -18,6 +18,7 @@ class Row:
     """One measured line. Latencies in ms; CPU in microseconds per call over the client and all hosts."""
 
     scenario: str
+    replicas: int
     in_flight: int
     calls: int
     calls_per_s: float
@@ -29,9 +30,10 @@ class Row:
     steal: float
 
 
-async def closed_loop(scenario: str, call: Call, *, in_flight: int, duration_s: float, pids: list[int]) -> Row:
+async def closed_loop(scenario: str, call: Call, *, in_flight: int, duration_s: float, pids: list[int], replicas: int) -> Row:
     """Keep `in_flight` calls under way for `duration_s`.
 
+    :param replicas: of each partition, for the row
     :param call: makes the call numbered by its argument and waits for it
     :param pids: the hosts; this process is counted too
     """
@@ -55,6 +57,7 @@ async def closed_loop(scenario: str, call: Call, *, in_flight: int, duration_s: 
     calls = len(took_ns)
     return Row(
         scenario=scenario,
+        replicas=replicas,
         in_flight=in_flight,
         calls=calls,
         calls_per_s=calls / elapsed_s,
