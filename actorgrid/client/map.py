@@ -40,9 +40,11 @@ class PartitionMap:
         self.cluster_id = cluster_id
         self.hosts = hosts
         self.primaries = primaries
-        self.epochs = (*epochs, *(0,) * (len(primaries) - len(epochs)))
-        known = tuple(map(tuple, secondaries))
-        self.secondaries: tuple[tuple[int, ...], ...] = (*known, *((),) * (len(primaries) - len(known)))
+        missing = len(primaries) - len(epochs)
+        self.epochs = (*epochs, *(0,) * missing) if missing else tuple(epochs)
+        known = tuple([tuple(each) for each in secondaries])
+        missing = len(primaries) - len(known)
+        self.secondaries: tuple[tuple[int, ...], ...] = (*known, *((),) * missing) if missing else known
 
     @classmethod
     def from_message(cls, message: MapMessage) -> PartitionMap:
@@ -98,8 +100,9 @@ class PartitionMap:
         """What both maps tell together: this very map if `other` tells nothing new. Costs one look at each partition.
 
         - The entry with the higher epoch counts. Of equal epochs this map's does, unless it knows no primary and `other` does.
-        - Secondaries change within an epoch and have no order of their own: of equal epochs the last ones heard count.
-        - A host has the address that the map with the newer list says, and is dropped when that list and all partitions are without it.
+        - Secondaries change within an epoch and have no order of their own: of equal epochs the last ones heard count. A host that tells of
+          none may just not know them: then those that were known stay, with the primary until now.
+        - A host has the address that the map with the newer list says. One that is not in that list is dropped unless it is a primary.
         - A map without any epoch, as releases before replication send it, counts as a whole and by its version, as long as this one
           has no epochs either.
         """
@@ -108,40 +111,48 @@ class PartitionMap:
                 return self
             if not any(self.epochs):
                 return other
-        # Index -1 is the last element: no host.
-        mine: list[str | None] = [*(host.name for host in self.hosts), None]
-        its: list[str | None] = [*(host.name for host in other.hosts), None]
-        primaries, epochs, secondaries = [], [], []
+        place = {host.name: index for index, host in enumerate(self.hosts)}
+        for host in other.hosts:
+            place.setdefault(host.name, len(place))
+        at = [*(place[host.name] for host in other.hosts), -1]  # its index -> ours; -1, no host, is the last element and stays -1
+        is_same_order = at[:-1] == list(range(len(other.hosts)))
+        primaries, epochs, secondaries = list(self.primaries), list(self.epochs), list(self.secondaries)
         for i, (known, told) in enumerate(zip(self.epochs, other.epochs, strict=True)):
-            primary, told_primary = mine[self.primaries[i]], its[other.primaries[i]]
-            replicas, told_replicas = [mine[index] for index in self.secondaries[i]], [its[index] for index in other.secondaries[i]]
-            if told > known or (told == known and primary is None):
-                if told_primary is None and not told_replicas:
-                    told_replicas = [name for name in (primary, *replicas) if name is not None]
-                primary, replicas = told_primary, told_replicas
-            elif told == known and told_primary == primary and told_replicas:
-                replicas = told_replicas
-            primaries.append(primary)
-            epochs.append(max(known, told))
-            secondaries.append(replicas)
-        hosts = self._hosts_with(other, {*primaries, *(name for replicas in secondaries for name in replicas)})
-        place: dict[str | None, int] = {host.name: index for index, host in enumerate(hosts)} | {None: -1}
-        merged = PartitionMap(
-            max(self.version, other.version),
-            self.cluster_id,
-            hosts,
-            tuple([place[name] for name in primaries]),
-            epochs,
-            [[place[name] for name in replicas] for replicas in secondaries],
-        )
+            if told < known:
+                continue
+            primary, told_primary = primaries[i], at[other.primaries[i]]
+            replicas = other.secondaries[i] if is_same_order else tuple([at[index] for index in other.secondaries[i]])
+            if told > known or primary < 0:
+                if not replicas:  # whoever leads: those that were its replicas most likely still are
+                    replicas = _without((primary, *secondaries[i]), told_primary)
+                primaries[i], epochs[i], secondaries[i] = told_primary, told, replicas
+            elif replicas and told_primary == primary and set(replicas) != set(secondaries[i]):
+                secondaries[i] = replicas
+        hosts, moved = self._merged_hosts(other, place, set(primaries))
+        if moved is not None:
+            primaries = [moved[index] for index in primaries]
+            secondaries = [tuple([moved[index] for index in replicas if index in moved]) for replicas in secondaries]
+        version = max(self.version, other.version)
+        merged = PartitionMap(version, self.cluster_id, hosts, tuple(primaries), tuple(epochs), tuple(secondaries))
         return self if merged._is_same_as(self) else merged
 
-    def _hosts_with(self, other: PartitionMap, needed: set[str | None]) -> tuple[HostInfo, ...]:
-        """The newer list of hosts, with those of the other that are `needed`. Of equally new lists each may have what the other lacks."""
+    def _merged_hosts(
+        self, other: PartitionMap, place: dict[str, int], needed: set[int]
+    ) -> tuple[tuple[HostInfo, ...], dict[int, int] | None]:
+        """The hosts of both maps, and for each index of `place` where it stands now, or None if it stands where it stood.
+
+        Those that only the older list has, and that are not `needed`, are dropped. Of equally new lists each may have what the other lacks.
+        """
         newer, older = (other, self) if other.version > self.version else (self, other)
-        listed = {host.name for host in newer.hosts}
-        is_equal = self.version == other.version
-        return (*newer.hosts, *(host for host in older.hosts if host.name not in listed and (is_equal or host.name in needed)))
+        listed = {host.name: host for host in newer.hosts}
+        known = {host.name: host for host in older.hosts} | listed
+        if self.version == other.version:
+            listed = known
+        kept = [name for name, index in place.items() if name in listed or index in needed]
+        hosts = tuple([known[name] for name in kept])
+        if len(kept) == len(place):
+            return hosts, None
+        return hosts, {place[name]: index for index, name in enumerate(kept)} | {-1: -1}
 
     def with_primary(self, partition: int, host: HostInfo, epoch: int) -> PartitionMap:
         """This map, with `host` as the partition's primary in `epoch`. The primary until now counts as a secondary."""
@@ -149,7 +160,7 @@ class PartitionMap:
         hosts = self.hosts if host.name in names else (*self.hosts, host)
         new = names.index(host.name) if host.name in names else len(names)
         primaries, epochs, secondaries, at = list(self.primaries), list(self.epochs), list(self.secondaries), partition - 1
-        secondaries[at] = tuple(index for index in (primaries[at], *secondaries[at]) if index not in (-1, new))
+        secondaries[at] = _without((primaries[at], *secondaries[at]), new)
         primaries[at], epochs[at] = new, epoch
         return PartitionMap(self.version, self.cluster_id, hosts, tuple(primaries), epochs, secondaries)
 
@@ -173,6 +184,10 @@ def parse_host(text: str) -> HostInfo | None:
     address = address.removeprefix("[").removesuffix("]")
     is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535
     return HostInfo(name, address, int(port)) if name and address and is_port and len(text) <= 512 else None
+
+
+def _without(replicas: tuple[int, ...], primary: int) -> tuple[int, ...]:
+    return tuple([index for index in replicas if index not in (-1, primary)])
 
 
 def _check_hosts(what: str, indexes: Sequence[int], lowest: int, count: int) -> None:

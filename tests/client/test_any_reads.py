@@ -9,6 +9,7 @@ from stand_in import SILENCE, Applied, StandInHost, make_map, run
 
 from actorgrid import grid
 from actorgrid.errors import (
+    AccessDeniedError,
     ActorError,
     DeadlineExceededError,
     HostUnavailableError,
@@ -249,7 +250,7 @@ def test_a_silent_replica_costs_a_second_and_its_late_answer_is_as_good():
             for number, read in ((2, one), (3, other)):
                 first = next(received for host in hosts for received in host.calls if received.number == number and not received.again)
                 second = next(received for host in hosts for received in host.calls if received.number == number and received.again)
-                first.reply(NotPrimaryError("late, and no answer"))
+                first.reply(ActorError("late, and not what was asked last"))
                 first.reply(Applied(8, 33))
                 assert (await read, read.applied_lsn) == (8, 33)
                 second.reply(9)
@@ -460,5 +461,54 @@ def test_reads_need_no_write_quorum():
             assert await client.get(Account, "alice").read_about() == 5
             with pytest.raises(NoWriteQuorumError):
                 await client.get(Account, "alice").deposit(1)
+
+    run(main)
+
+
+def test_replicas_that_all_refuse_this_client_are_not_asked_for_ever():
+    async def main():
+        hosts = await replicas(2)
+        async with grid.connect(hosts[0].address, settings=QUICK) as client:
+            await warm(client, hosts)
+            refusal = AccessDeniedError("who are you?")
+            hosts[1].refuse = refusal
+            for connection in hosts[1].connections:
+                connection.drop()
+            await asyncio.sleep(0.02)
+            assert await client.get(Account, "alice").read_about() == 0
+            hosts[0].refuse = refusal
+            hosts[0].answer = lambda received: SILENCE
+            doubtful = client.get(Account, "alice").read_about()
+            await hosts[0].until_calls(2)
+            for connection in hosts[0].connections:
+                connection.drop()
+            started = time.monotonic()
+            with pytest.raises(OutcomeUnknownError, match=r"a send was lost, and .* refuses this client: who are you"):
+                await doubtful
+            with pytest.raises(AccessDeniedError, match="who are you"):
+                await client.get(Account, "alice").read_about()
+            assert time.monotonic() - started < 1
+            hosts[1].refuse = None
+            assert await client.get(Account, "alice").read_about() == 1
+
+    run(main)
+
+
+def test_one_replica_that_refuses_this_client_does_not_fail_a_read_that_another_may_answer():
+    async def main():
+        hosts = await replicas(2)
+        async with grid.connect(hosts[0].address, settings=QUICK) as client:
+            await warm(client, hosts)
+            hosts[1].refuse = AccessDeniedError("who are you?")
+            for connection in hosts[1].connections:
+                connection.drop()
+            await hosts[0].stop()
+            await asyncio.sleep(0.02)
+            read = client.get(Account, "alice").read_about()
+            await asyncio.sleep(0.2)
+            assert not read.done()
+            await hosts[0].start()
+            assert await read == 0
+        assert len(hosts[1].connections) > 1, "it was asked, and refused"
 
     run(main)

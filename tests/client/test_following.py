@@ -162,8 +162,10 @@ def test_a_map_that_changes_nothing_for_a_partition_releases_none_of_its_calls()
     async def main():
         hosts = await hosts_of_one_grid(2)
         partition = partition_of(make_address("Account", "alice"), 8)
-        hosts[0].answer = lambda received: NoWriteQuorumError("two of three are away")
+        hosts[0].answer = lambda received: NoWriteQuorumError("two of three are away") if received.group.partition == partition else 1
         async with grid.connect(hosts[0].address, settings=SLOW) as client:
+            assert await client.map(Account.deposit, [(f"b{i}", 1) for i in range(50) if partition_of(f"Account\0b{i}", 8) != partition])
+            hosts[0].calls.clear()
             call = client.get(Account, "alice").deposit(1)
             await hosts[0].until_calls(1)
             await asyncio.sleep(0.02)
@@ -197,8 +199,8 @@ def test_a_full_host_is_left_alone_also_when_it_is_elected_again():
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: type(refusal).__name__)
-def test_a_refusal_that_comes_after_the_new_primary_is_known_sends_the_call_there_at_once(refusal):
-    """The call had been refused before, so that its backoff has begun; nobody asks for the map any more."""
+def test_a_refusal_that_comes_with_the_news_of_a_primary_sends_the_call_there_at_once(refusal):
+    """Also where the call has been refused before, so that its backoff has grown."""
 
     async def main():
         old, new = hosts = await hosts_of_one_grid(2)

@@ -80,7 +80,8 @@ def test_the_newer_list_of_hosts_says_where_a_host_is_whoever_has_the_higher_epo
 def test_a_host_that_left_the_list_goes_when_no_partition_needs_it():
     known = a_map("ab", [1, 1], ["c", ""], hosts="abc")
     without = known.merged_with(a_map("aa", [1, 0], version=2, hosts="a"))
-    assert [host.name for host in without.hosts] == ["a", "b", "c"], "its entries of b and c are older than ours"
+    assert [host.name for host in without.hosts] == ["a", "b"], "b is still a primary, as far as we know"
+    assert secondaries_of(without) == ["", ""]
     gone = without.merged_with(a_map("aa", [2, 2], version=3, hosts="a"))
     assert [host.name for host in gone.hosts] == ["a"]
 
@@ -97,7 +98,9 @@ def test_secondaries_come_with_their_entry_and_the_last_ones_heard_count_within_
     known = a_map("aa", [2, 2], ["bc", "bc"], hosts="abcd")
     assert secondaries_of(known.merged_with(a_map("ab", [2, 3], ["cd", "ac"], hosts="abcd"))) == ["cd", "ac"]
     assert known.merged_with(a_map("aa", [1, 1], ["d", "d"], hosts="abcd")) is known
+    assert known.merged_with(a_map("aa", [2, 2], ["cb", "cb"], hosts="abcd")) is known, "they have no order"
     assert known.merged_with(a_map("aa", [2, 2], hosts="abcd")) is known, "a host that says nothing of them knows nothing"
+    assert secondaries_of(known.merged_with(a_map("ba", [3, 2], hosts="abcd"))) == ["ac", "bc"]
 
 
 def test_maps_without_epochs_count_as_a_whole_and_by_version():

@@ -47,10 +47,10 @@ def test_calls_that_are_due_at_once_are_parked_and_woken(new_loop):
         for call in calls.values():
             lot.park(call, 0.0)
         calls[99] = parked(99, now + 10)
-        lot.park(calls[99], 0.03)
-        await asyncio.sleep(0.01)
+        lot.park(calls[99], 0.3)
+        await asyncio.sleep(0.02)
         assert sorted(woken) == list(range(20))
-        await asyncio.sleep(0.08)
+        await asyncio.sleep(0.4)
         assert woken[-1] == 99
         lot.close()
 
