@@ -32,9 +32,10 @@ from actorgrid.errors import (
 )
 from actorgrid.host.offload import Offloader, codec_of, name_of
 from actorgrid.host.partition import HostedPartition
+from actorgrid.host.runner import error_payload
 from actorgrid.host.turn import Turn
 from actorgrid.ids import make_address, partition_of, show_address
-from actorgrid.wire.messages import STATUS_OK, Call, CallExtra, decode_error
+from actorgrid.wire.messages import STATUS_ERROR, STATUS_OK, Call, CallExtra, decode_error
 
 T = TypeVar("T")
 
@@ -215,7 +216,12 @@ class OutgoingCalls:
             answer: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
             watermark = self._watermarks.get(turn.client_id, 0)
             # Not at once: the other actor's turn would run on this one's stack, inside its context.
-            self._loop.call_soon(partition.admit, call, turn.client_id, 0, watermark, since_lsn, _LocalAnswer(answer), time.monotonic_ns())
+            now_ns = time.monotonic_ns()
+            refusal = partition.refusal(now_ns)
+            if refusal is None:
+                self._loop.call_soon(partition.admit, call, turn.client_id, 0, watermark, since_lsn, _LocalAnswer(answer), now_ns)
+            else:
+                answer.set_result((STATUS_ERROR, error_payload(refusal)))
             status, payload = await answer
             if status == STATUS_OK:
                 return payload

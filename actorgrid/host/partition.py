@@ -540,6 +540,8 @@ class HostedPartition:
         """The primary stays here."""
         logger.info("swap abandoned partition=%d why=%s", self.id, why)
         self._end_hand_over(done=False)
+        if self._entries:
+            self._commit.mark(self.shell)  # what was logged meanwhile was not taken while the office might go
 
     def _end_hand_over(self, *, done: bool) -> None:
         if self._handed_over is not None and not self._handed_over.done():
