@@ -146,6 +146,21 @@ def _is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
+def _sync_names(directory: Path) -> None:
+    """Make the names in `directory` durable.
+
+    :raises StorageError: the disk says no
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(f"cannot sync {directory}: {error.strerror or error}") from None
+
+
 class Host:
     """One host. `start` it once; when it has failed or stopped, make a new one.
 
@@ -269,7 +284,7 @@ class Host:
         try:
             if condemned.exists() and config.has_copies:
                 raise CorruptLogError(condemned.read_text() or "it was found to be damaged")
-            return Store(path, identity)
+            store = Store(path, identity)
         except CorruptLogError as error:
             if not config.has_copies:
                 raise
@@ -277,7 +292,12 @@ class Host:
             logger.error("store is damaged, it is put aside and its replicas are built anew path=%s aside=%s error=%s", path, aside, error)
             path.rename(aside)
             condemned.unlink(missing_ok=True)
-            return Store(path, identity)
+            store = Store(path, identity)
+        if store.is_new:
+            # RocksDB syncs the names in the store; the store's own name is ours to sync, or a power loss may take all of it (fsync(2)).
+            for directory in (config.data_dir, config.data_dir.parent):
+                _sync_names(directory)
+        return store
 
     def _recover(self) -> None:
         """Read every replica this host has. One whose log cannot be trusted leaves duty and is built anew by its partition's primary."""

@@ -463,8 +463,8 @@ class ReplicaShell:
         self._peers.announce(self.partition, effect.epoch)
 
     def _follow(self, effect: ev.Follow) -> None:
-        if effect.host != self.me.host:
-            self._owner.is_primary(self.partition, effect.epoch, effect.host)
+        # Nobody is told where to call before the primary serves: it announces that itself.
+        logger.debug("follows partition=%d epoch=%d primary=%s", self.partition, effect.epoch, effect.host)
 
     def _step_down(self, effect: ev.StepDown) -> None:
         assert self._office is not None
