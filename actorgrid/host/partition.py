@@ -163,7 +163,7 @@ class HostedPartition:
         if self.replica.role is Role.NONE:
             return HostUnavailableError(f"the replica of partition {self.id} on this host is out of duty", retry_after_s=0.1)
         if self.replica.role is Role.PRIMARY and not primary:
-            return HostUnavailableError(f"partition {self.id} does not serve at the moment", retry_after_s=0.02)
+            return HostUnavailableError(f"partition {self.id} does not serve at the moment", retry_after_s=0.01)
         if not primary and not self.shell.hears_quorum(time.monotonic_ns()):
             return self._no_quorum()
         return NotPrimaryError(
@@ -554,7 +554,8 @@ class HostedPartition:
         doubt = error_payload(WriteInDoubtError(f"partition {self.id} changed its primary while this change was being written: {why}"))
         primary, epoch = self._primary_of(self.id)
         if self._store.has_failed or not primary:
-            refused = error_payload(HostUnavailableError(f"partition {self.id} is out of duty: {why}", retry_after_s=0.02))
+            # Who is primary next says so itself, to every client, as soon as it serves.
+            refused = error_payload(HostUnavailableError(f"partition {self.id} is out of duty: {why}", retry_after_s=0.01))
         else:
             refused = error_payload(
                 NotPrimaryError(f"partition {self.id} has moved: {why}", partition=self.id, primary=primary, epoch=epoch)
