@@ -1,11 +1,12 @@
-"""The demo: a year of departures through durable actors, with a host killed half-way, and every total checked at the end.
+"""The demo: a year of departures through replicated actors; half-way a host dies and its disk is lost; every total is checked at the end.
 
     make demo        or        .venv/bin/python examples/flights_demo.py --help
 
-It starts a grid of its own, sends four calls for each of 336,776 departures (to the aircraft, to the airport it leaves, to the one
-it goes to, to the carrier), kills one host process with SIGKILL while thousands of them are in flight, and does nothing about it:
-no retry, no reconnect, no repair is in this file. Then it reads every actor back and compares it with the same computed from the
-file. The exit code is 0 only if all of it agrees. Actors: `flights`; data: `flights_data`.
+It starts a grid of its own with three replicas of each partition and sends four calls for each of 336,776 departures (to the aircraft,
+to the airport it leaves, to the one it goes to, to the carrier). While thousands of them are in flight it kills one host process with
+SIGKILL, deletes everything that host had on disk, and does nothing about it: no retry, no reconnect, no repair is in this file. Then it
+reads every actor back, compares it with the same computed from the file, and compares the state of all replicas. The exit code is 0
+only if all of it agrees. Actors: `flights`; data: `flights_data`; what becomes of the host: `flights_loss`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import datetime
 import functools
 import itertools
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -26,21 +28,23 @@ from pathlib import Path
 
 from flights import Aircraft, Airport, Carrier, Departure, Flight, FlightKey
 from flights_data import DEPARTURES_IN_ALL, Totals, departures, differences, expected_totals
+from flights_loss import Gaps, Loss, directory_bytes, watch_return
 from flights_report import Progressed, View, errors_console, print_tables
 from rich.console import Console
 
 from actorgrid import grid
 from actorgrid.cluster.local import LocalGrid
 from actorgrid.errors import ActorGridError
+from actorgrid.ids import make_address, partition_of
 
 CALLS_PER_DEPARTURE = 4
-#: While a host is away its share of the calls waits, and those to the others should go on: enough for about a second.
+#: Until others have taken over, the calls to a host that died wait, and those to the others should go on: enough for about a second.
 IN_FLIGHT_MAX = 16_384
 #: Between two looks at the answers: large enough to fill frames, small enough to keep the connections busy.
 DEPARTURES_PER_TICK = 64
 ACTORS_PER_READ = 500
 DIFFERENCES_SHOWN = 20
-HOST_BACK_TIMEOUT_S = 60.0
+REPLICAS = 3
 YEAR_QUARTERS = [datetime.date(2013, month, 1) for month in (1, 4, 7, 10)] + [datetime.date(2014, 1, 1)]
 
 
@@ -52,6 +56,10 @@ class Replay:
 
     def __init__(self, client: grid.Client) -> None:
         self._client = client
+        partitions = client.partition_map.partition_count
+        # Which partition an actor is in, for the gaps alone: the client finds that out by itself.
+        self._partition_of = functools.cache(lambda kind, name: partition_of(make_address(kind.__name__, name), partitions))
+        self.gaps = Gaps()
         self._answer_came = asyncio.Event()
         self._failure: BaseException | None = None
         self.in_flight = 0
@@ -64,18 +72,18 @@ class Replay:
         :param at: what to do just before the departure of that number is sent
         :raises ActorGridError: a call failed; the first one that did
         """
-        client = self._client
+        client, place = self._client, self._partition_of
         for number, departure in enumerate(rows):
             if number in at:
                 at[number]()
-            on_answer = functools.partial(self._on_answer, time.monotonic())
-            for call in (
-                client.call(Aircraft.count, departure.aircraft, departure),
-                client.call(Airport.count, departure.origin, departure),
-                client.call(Airport.expect, departure.destination, departure.origin),
-                client.call(Carrier.count, departure.carrier, departure),
+            now = time.monotonic()
+            for call, partition in (
+                (client.call(Aircraft.count, departure.aircraft, departure), place(Aircraft, departure.aircraft)),
+                (client.call(Airport.count, departure.origin, departure), place(Airport, departure.origin)),
+                (client.call(Airport.expect, departure.destination, departure.origin), place(Airport, departure.destination)),
+                (client.call(Carrier.count, departure.carrier, departure), place(Carrier, departure.carrier)),
             ):
-                call.add_done_callback(on_answer)
+                call.add_done_callback(functools.partial(self._on_answer, now, partition))
             self.in_flight += CALLS_PER_DEPARTURE
             if number % DEPARTURES_PER_TICK == 0:
                 await asyncio.sleep(0)  # calls leave at the end of a tick of the loop, in one frame for each host
@@ -89,8 +97,9 @@ class Replay:
         if self._failure is not None:
             raise self._failure
 
-    def _on_answer(self, sent_at: float, call: asyncio.Future[int]) -> None:
+    def _on_answer(self, sent_at: float, partition: int, call: asyncio.Future[int]) -> None:
         self.in_flight -= 1
+        self.gaps.answered(partition)
         self.longest_call_s = max(self.longest_call_s, time.monotonic() - sent_at)
         if not call.cancelled():
             error = call.exception()
@@ -104,78 +113,63 @@ class Replay:
 
 
 @dataclasses.dataclass
-class Kill:
-    """One host killed: what was going on, and what happened meanwhile."""
-
-    host: str
-    pid_before: int
-    in_flight: int
-    answered_before: int
-    at: float
-    pid_after: int = 0
-    away_s: float = 0.0
-    answered_meanwhile: int = 0
-
-
-def wait_until_back(local_grid: LocalGrid, kill: Kill) -> None:
-    """Wait for the killed host's next process, and until that serves.
-
-    :raises TimeoutError: there is none
-    :raises ActorGridError: it does not answer
-    """
-    deadline = time.monotonic() + HOST_BACK_TIMEOUT_S
-    while (pid := local_grid.host_pids().get(kill.host, kill.pid_before)) == kill.pid_before:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{kill.host} has no new process {HOST_BACK_TIMEOUT_S:.0f} s after it was killed")
-        time.sleep(0.01)
-    local_grid.wait_until_serving(kill.host, timeout_s=HOST_BACK_TIMEOUT_S)
-    kill.pid_after = pid
-    kill.away_s = time.monotonic() - kill.at
-
-
-@dataclasses.dataclass
 class Outcome:
     """What the replay has to report."""
 
     seconds: float
     changes: int
     longest_call_s: float
-    kills: list[Kill]
+    losses: list[Loss]
+    gaps: Gaps
 
 
-async def replay_with_kill(client: grid.Client, local_grid: LocalGrid, rows_max: int, *, with_kill: bool, view: View) -> Outcome:
-    """Replay, kill a host half-way, and show how it goes."""
+async def replay_with_loss(client: grid.Client, local_grid: LocalGrid, rows_max: int, *, with_loss: bool, view: View) -> Outcome:
+    """Replay, lose a host half-way, and show how it goes."""
     replay = Replay(client)
-    kills: list[Kill] = []
-    comebacks: list[asyncio.Task[None]] = []
-
-    async def watch_comeback(kill: Kill) -> None:
-        await asyncio.to_thread(wait_until_back, local_grid, kill)
-        kill.answered_meanwhile = replay.answered - kill.answered_before
-        view.say(f"{kill.host} serves again, {kill.away_s:.2f} s later, as pid {kill.pid_after}; {kill.answered_meanwhile:,} calls went on")
-
-    def kill_a_host() -> None:
-        name = local_grid.hosts[len(local_grid.hosts) // 2].name
-        assert replay.in_flight, "nothing is in flight: this kill would show nothing"
-        kill = Kill(name, local_grid.host_pids()[name], replay.in_flight, replay.answered, at=time.monotonic())
-        local_grid.kill_host(name, signal.SIGKILL)
-        kills.append(kill)
-        view.say(f"killed {name} (pid {kill.pid_before}) with SIGKILL; {kill.in_flight:,} calls are in flight")
-        comebacks.append(asyncio.create_task(watch_comeback(kill)))
-
+    losses: list[Loss] = []
+    tasks: list[asyncio.Task[None]] = []
     began = time.monotonic()
+
+    async def follow(loss: Loss) -> None:
+        await asyncio.to_thread(local_grid.lose_disk, loss.host)
+        await watch_return(local_grid, loss, lambda: replay.answered, view.say)
+
+    def lose_a_host() -> None:
+        host = local_grid.hosts[len(local_grid.hosts) // 2].name
+        info = client.partition_map.host_named(host)
+        partitions = [int(each) for each in client.partition_map.partitions_of(info)] if info is not None else []
+        assert replay.in_flight, "nothing is in flight: this loss would show nothing"
+        assert partitions, f"{host} is primary of nothing: this loss would show nothing"
+        loss = Loss(
+            host,
+            local_grid.host_pids()[host],
+            partitions,
+            directory_bytes(local_grid, host),
+            replay.in_flight,
+            replay.answered,
+            time.monotonic() - began,
+            at=time.monotonic(),
+        )
+        losses.append(loss)
+        replay.gaps.watch(partitions)
+        view.say(
+            f"after {loss.replayed_s:.1f} s: killing {host} (pid {loss.pid_before}, primary of {len(partitions)} partitions) with SIGKILL "
+            f"and deleting its disk ({loss.lost_bytes / 1e6:.0f} MB); {loss.in_flight:,} calls are in flight"
+        )
+        tasks.append(asyncio.create_task(follow(loss)))
+
     async with view.showing(replay.progressed, rows_max):
         try:
             # In flight at most a quarter of all, so that half-way is half-way also in a short run.
             in_flight_max = min(IN_FLIGHT_MAX, rows_max * CALLS_PER_DEPARTURE // 4)
-            await replay.run(departures(rows_max), in_flight_max=in_flight_max, at={rows_max // 2: kill_a_host} if with_kill else {})
+            await replay.run(departures(rows_max), in_flight_max=in_flight_max, at={rows_max // 2: lose_a_host} if with_loss else {})
             seconds = time.monotonic() - began
-            for comeback in comebacks:
-                await comeback
+            for task in tasks:
+                await task
         finally:
-            for comeback in comebacks:
-                comeback.cancel()
-    return Outcome(seconds, replay.answered, replay.longest_call_s, kills)
+            for task in tasks:
+                task.cancel()
+    return Outcome(seconds, replay.answered, replay.longest_call_s, losses, replay.gaps)
 
 
 # Reading back
@@ -214,58 +208,78 @@ def _batches(ids: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def print_outcome(outcome: Outcome, found: Totals, wrong: Sequence[str], rows_max: int, console: Console) -> None:
-    """Times, kills, and whether everything agrees."""
-    console.print(
-        f"{outcome.changes:,} changes in {outcome.seconds:.1f} s: {outcome.changes / outcome.seconds:,.0f} changes/s; "
-        f"longest call {outcome.longest_call_s:.2f} s; {len(outcome.kills)} kill(s)",
-        highlight=False,
-        soft_wrap=True,
+def print_loss(loss: Loss, gaps: Gaps, print_line: Callable[[str], None]) -> None:
+    """When each phase happened."""
+    longest_s, median_s = max(gaps.longest_s.values()), statistics.median(gaps.longest_s.values())
+    print_line(
+        f"{loss.host}: pid {loss.pid_before} killed after {loss.replayed_s:.1f} s with {loss.in_flight:,} calls in flight, "
+        f"its disk ({loss.lost_bytes / 1e6:.0f} MB) deleted"
     )
-    for kill in outcome.kills:
-        console.print(
-            f"{kill.host}: pid {kill.pid_before} killed with {kill.in_flight:,} calls in flight, pid {kill.pid_after} served "
-            f"{kill.away_s:.2f} s later; {kill.answered_meanwhile:,} calls were answered in between",
-            highlight=False,
-            soft_wrap=True,
-        )
+    print_line(
+        f"  others took over its {len(loss.partitions)} partitions: longest time without an answer from one of them "
+        f"{longest_s * 1e3:.0f} ms (median {median_s * 1e3:.0f} ms)"
+    )
+    print_line(f"  back with an empty disk {loss.back_s:.1f} s after the kill, pid {loss.pid_after}")
+    print_line(f"  all replicas rebuilt {loss.rebuilt_s:.1f} s after the kill; {loss.answered_meanwhile:,} calls were answered meanwhile")
+
+
+def print_outcome(
+    outcome: Outcome, found: Totals, digests: dict[int, dict[str, str]], wrong: Sequence[str], rows_max: int, console: Console
+) -> None:
+    """Times, what was lost, and whether everything agrees."""
+
+    def print_line(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    print_line(
+        f"{outcome.changes:,} changes in {outcome.seconds:.1f} s: {outcome.changes / outcome.seconds:,.0f} changes/s; "
+        f"longest call {outcome.longest_call_s:.2f} s; {len(outcome.losses)} host(s) lost"
+    )
+    for loss in outcome.losses:
+        print_loss(loss, outcome.gaps, print_line)
     for name, tallies in (("aircraft", found.aircraft), ("airports", found.airports), ("carriers", found.carriers)):
         counted = sum(tally.departures for tally in tallies.values())
-        console.print(f"{len(tallies):,} {name} counted {counted:,} departures", highlight=False, soft_wrap=True)
+        print_line(f"{len(tallies):,} {name} counted {counted:,} departures")
+    if all(len(set(by_host.values())) == 1 for by_host in digests.values()):
+        replicas = sum(map(len, digests.values()))
+        print_line(f"{replicas} replicas of {len(digests)} partitions: the digests of each partition's replicas are equal")
     if wrong:
-        console.print(f"[bold red]WRONG[/]: {len(wrong):,} differences between the actors and the file:", highlight=False, soft_wrap=True)
+        print_line(f"[bold red]WRONG[/]: {len(wrong):,} differences between the actors and the file, or between replicas:")
         for line in wrong[:DIFFERENCES_SHOWN]:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
         return
     actors = len(found.aircraft) + len(found.airports) + len(found.carriers)
-    console.print(
+    print_line(
         f"[bold green]OK[/]: {rows_max:,} departures counted exactly once, none lost, none twice "
-        f"(counts, sums, maxima and maps of all {actors:,} actors compared with the file)",
-        highlight=False,
-        soft_wrap=True,
+        f"(counts, sums, maxima and maps of all {actors:,} actors compared with the file)"
     )
 
 
 # The whole
 
 
-async def demo(local_grid: LocalGrid, rows_max: int, *, with_kill: bool) -> bool:
+async def demo(local_grid: LocalGrid, rows_max: int, *, with_loss: bool) -> bool:
     """Replay, read back, compare, print; whether everything agrees."""
     view = View()
     async with grid.connect(local_grid.address) as client:
-        outcome = await replay_with_kill(client, local_grid, rows_max, with_kill=with_kill, view=view)
+        outcome = await replay_with_loss(client, local_grid, rows_max, with_loss=with_loss, view=view)
         view.step("counting the file")
         expected = expected_totals(rows_max)
         view.step("reading every actor back")
         found = await read_totals(client, expected)
+        view.step("comparing the replicas")
+        digests = await asyncio.to_thread(local_grid.read_digests)
     wrong = sorted(differences(expected, found))
+    for partition, by_host in digests.items():
+        if len(by_host) != min(REPLICAS, len(local_grid.hosts)) or len(set(by_host.values())) != 1:
+            wrong.append(f"replicas of partition {partition} have the digests {by_host}")
     if outcome.changes != rows_max * CALLS_PER_DEPARTURE:
         wrong.insert(0, f"calls answered: expected {rows_max * CALLS_PER_DEPARTURE:,}, found {outcome.changes:,}")
-    if len(outcome.kills) != with_kill or any(kill.pid_after in (0, kill.pid_before) for kill in outcome.kills):
-        wrong.insert(0, f"the kill did not take place as planned: {outcome.kills}")
+    if len(outcome.losses) != with_loss or any(loss.pid_after in (0, loss.pid_before) for loss in outcome.losses):
+        wrong.insert(0, f"the loss did not take place as planned: {outcome.losses}")
     console = Console()
     print_tables(found, console)
-    print_outcome(outcome, found, wrong, rows_max, console)
+    print_outcome(outcome, found, digests, wrong, rows_max, console)
     return not wrong
 
 
@@ -295,19 +309,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=DEPARTURES_IN_ALL, metavar="N", help="only the first N departures, at least 1000")
     parser.add_argument("--nodes", type=int, default=3, metavar="N", help="hosts of the grid (3)")
     parser.add_argument("--keep", action="store_true", help="keep the grid's data, and say where they are")
-    parser.add_argument("--no-kill", action="store_true", help="kill no host")
+    parser.add_argument("--no-kill", action="store_true", help="kill no host, delete nothing")
     options = parser.parse_args(arguments)
     if not 1000 <= options.rows <= DEPARTURES_IN_ALL:
         parser.error(f"--rows: expected 1000 to {DEPARTURES_IN_ALL}, got {options.rows}")
+    if options.nodes < REPLICAS and not options.no_kill:
+        parser.error(f"--nodes: a host's disk is lost on the way, which takes {REPLICAS} nodes (or --no-kill), got {options.nodes}")
     # Everything that may end the demo ends it as Ctrl-C does, through the `with` blocks that end what was started.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         with data_directory(options.keep) as data:
             errors_console.print(f"starting a grid of {options.nodes} hosts in {data} ...", highlight=False)
-            local_grid = LocalGrid(nodes=options.nodes, app=["flights"], app_path=[Path(__file__).parent], data=data)
+            local_grid = LocalGrid(nodes=options.nodes, replicas=REPLICAS, app=["flights"], app_path=[Path(__file__).parent], data=data)
             with local_grid, without_interrupts_at_the_end():
-                agrees = asyncio.run(demo(local_grid, options.rows, with_kill=not options.no_kill))
+                agrees = asyncio.run(demo(local_grid, options.rows, with_loss=not options.no_kill))
             if options.keep:
                 errors_console.print(f"the grid's data are in {data}", highlight=False)
     except KeyboardInterrupt:

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from actorgrid import __version__
-from actorgrid.cli import call, local_grid, status
+from actorgrid.cli import call, init, local_grid, status
 
 app = typer.Typer(
-    help="Partitioned, durable, stateful actors for Python.",
+    help="Partitioned, replicated, stateful actors for Python.",
     no_args_is_help=True,
     add_completion=False,
     # A traceback of ours is for the bug report, not for a frame of box characters.
@@ -31,10 +31,11 @@ def _show_version(wanted: bool) -> None:
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the release and exit.")] = False,
 ) -> None:
-    """Partitioned, durable, stateful actors for Python."""
+    """Partitioned, replicated, stateful actors for Python."""
 
 
 app.command("up")(local_grid.up_command)
 app.command("down")(local_grid.down_command)
+app.command("init")(init.init_command)
 app.command("status")(status.status_command)
 app.command("call", context_settings={"ignore_unknown_options": True})(call.call_command)

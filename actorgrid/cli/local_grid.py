@@ -33,7 +33,14 @@ def up_command(
     partitions: Annotated[
         int | None, typer.Option(min=1, max=grid_file.PARTITIONS_MAX, help=f"Partitions of a new grid. [{grid_file.PARTITIONS_DEFAULT}]")
     ] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each partition; this release keeps 1. [1]")] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=grid_file.REPLICAS_MAX,
+            help=f"Replicas of each partition, on different nodes, as far as there are nodes. [{grid_file.REPLICAS_DEFAULT}]",
+        ),
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(
@@ -43,14 +50,10 @@ def up_command(
     block: Annotated[bool, typer.Option("--block", help="Stay until Ctrl-C, and end the grid then.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until a start that hangs is given up.")] = local.START_TIMEOUT_S,
 ) -> None:
-    """Start a grid on this machine, new or from its data, and return when every host serves.
+    """Start a grid on this machine, new or from its data, and return when every host and partition serves.
 
     The last line of stdout is the address of its first host.
     """
-    if replicas is not None and replicas != 1:
-        common.fail(
-            f"--replicas {replicas}: this release keeps 1 copy of each partition; replication comes with a later one", common.EXIT_USAGE
-        )
     if not app and not (data / grid_file.GRID_FILE).exists():
         common.fail("a new grid needs at least one --app MODULE with actor classes", common.EXIT_USAGE)
     wish = grid_file.Wish(
@@ -60,14 +63,22 @@ def up_command(
         with _progress() as progress:
             started = local.up(data, wish, timeout_s=timeout, progress=progress)
         grid = started.grid
+        replicas_there = min(grid.replica_set_size, len(grid.hosts))
         typer.echo(
-            f"{'new grid' if started.is_new else 'grid'} {grid.cluster_id}: {len(grid.hosts)} hosts, {grid.partition_count} partitions, "
-            f"data in {data}, serving after {started.seconds:.1f} s",
+            f"{'new grid' if started.is_new else 'grid'} {grid.cluster_id}: {_count(len(grid.hosts), 'host')}, "
+            f"{_count(grid.partition_count, 'partition')}, {_count(replicas_there, 'replica')} of each, data in {data}, "
+            f"serving after {started.seconds:.1f} s",
             err=True,
         )
+        for trouble in started.troubles:
+            typer.echo(f"actorgrid: {trouble}", err=True)
         common.write_line(f"{grid.hosts[0].address}:{grid.hosts[0].port}")
         if block:
             _stay(started)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def down_command(data: common.DataOption = common.DATA_DEFAULT) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,49 +10,45 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from actorgrid import __version__, grid
+from actorgrid import grid
 from actorgrid.cli import common
 from actorgrid.client.map import PartitionMap
-from actorgrid.cluster import grid_file
+from actorgrid.cluster import grid_file, report
 from actorgrid.errors import ActorGridError
-from actorgrid.wire.messages import HostInfo
 
-_UNHEALTHY_SHOWN = 20
+#: Together they bound the command. Hosts that are well answer within milliseconds; a stopped one takes the whole of the second.
+FIND_TIMEOUT_S = 1.5
+ASK_TIMEOUT_S = 1.5
+
 _WIDTH_WITHOUT_TERMINAL = 140
-
-Answers = dict[str, dict[str, Any] | ActorGridError]
+_HOST_COLUMNS = ["name", "node", "address", "pid", "incarnation", "state", "primaries", "secondaries", "data_dir"]
 
 
 def status_command(
     address: common.AddressOption = None,
     data: common.DataOption = common.DATA_DEFAULT,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Every partition, not only those that are not well.")] = False,
 ) -> None:
-    """Show hosts, partitions and their health."""
+    """Show hosts, partitions and their health.
+
+    Hosts that do not answer are shown as unreachable; the exit code is 3 only if none does.
+    """
     partition_map, answers = common.run(_ask(common.find_address(address, data)))
-    report = build_report(partition_map, answers, _local_nodes(data, partition_map.cluster_id))
+    found = report.build_report(partition_map, answers, _local_nodes(data, partition_map.cluster_id))
     if as_json:
-        common.write_line(msgspec.json.encode(report).decode())
+        common.write_line(msgspec.json.encode(found).decode())
     else:
-        _show(report)
+        _show(found, show_all=show_all)
 
 
-async def _ask(address: str) -> tuple[PartitionMap, Answers]:
-    answers: Answers = {}
-    async with grid.connect(address, timeout_s=common.CONNECT_TIMEOUT_S) as client:
+async def _ask(address: str) -> tuple[PartitionMap, report.Answers]:
+    async with grid.connect(address, timeout_s=FIND_TIMEOUT_S) as client:
         partition_map = client.partition_map
-
-        async def ask(host: HostInfo) -> None:
-            try:
-                answers[host.name] = await client.admin(host.address, host.port, "status", {})
-            except ActorGridError as error:
-                answers[host.name] = error
-
-        async with asyncio.TaskGroup() as group:
-            for host in partition_map.hosts:
-                group.create_task(ask(host))
-    return partition_map, answers
+        cluster_id = partition_map.cluster_id
+        return partition_map, await report.ask_all(partition_map.hosts, "status", cluster_id=cluster_id, timeout_s=ASK_TIMEOUT_S)
 
 
 def _local_nodes(data: Path, cluster_id: str) -> dict[str, str]:
@@ -65,123 +60,58 @@ def _local_nodes(data: Path, cluster_id: str) -> dict[str, str]:
     return {host.name: host.node for host in local.hosts} if local is not None and local.cluster_id == cluster_id else {}
 
 
-def build_report(partition_map: PartitionMap, answers: Answers, nodes: dict[str, str]) -> dict[str, Any]:
-    """The object of ``status --json``.
-
-    :param answers: by host name: what its status verb answered, or why it did not
-    :param nodes: by host name: the node of a host that did not answer
-    """
-    hosts, nodes_found = [], {}
-    rows: dict[int, list[tuple[str, dict[str, Any]]]] = {}
-    for info in partition_map.hosts:
-        answer = answers[info.name]
-        if isinstance(answer, ActorGridError):
-            host, state = _silent_host(partition_map, info, nodes), "down"
-        else:
-            host, state = answer["host"], "up"
-            for row in answer["partitions"]:
-                rows.setdefault(row["id"], []).append((info.name, row))
-        hosts.append(host)
-        nodes_found[host["node"]] = {"name": host["node"], "zone": host.get("zone", ""), "state": state, "intent": None}
-    partitions = [
-        _partition(partition_map, number, rows.get(number, []), answers) for number in range(1, partition_map.partition_count + 1)
-    ]
-    return {
-        "cluster": {
-            "id": partition_map.cluster_id,
-            "partitions": partition_map.partition_count,
-            "replica_set_size": max(len(partition["replicas"]) for partition in partitions),
-            "version": __version__,
-        },
-        "nodes": list(nodes_found.values()),
-        "hosts": hosts,
-        "partitions": partitions,
-    }
-
-
-def _partition(partition_map: PartitionMap, number: int, rows: list[tuple[str, dict[str, Any]]], answers: Answers) -> dict[str, Any]:
-    """One partition from what each host that has a replica of it says about its own."""
-    primaries = [(row["epoch"], host, row) for host, row in rows if row["role"] == "primary" and row["serving"]]
-    if not primaries:
-        return _unserved_partition(partition_map, number, rows, answers)
-    epoch, primary, chief = max(primaries, key=lambda found: found[0])
-    return {
-        "id": number,
-        "epoch": epoch,
-        # There is one configuration as long as a partition has one replica.
-        "configuration_version": chief.get("configuration_version", 1),
-        "primary": primary,
-        "replicas": [
-            {"host": host, "role": row["role"], "last_lsn": row["last_lsn"], "lag_entries": max(0, chief["last_lsn"] - row["last_lsn"])}
-            for host, row in rows
-        ],
-        "health": "ok",
-        "why": "",
-    }
-
-
-def _silent_host(partition_map: PartitionMap, info: HostInfo, nodes: dict[str, str]) -> dict[str, Any]:
-    return {
-        "name": info.name,
-        "node": nodes.get(info.name, ""),
-        "address": f"{info.address}:{info.port}",
-        "pid": None,
-        "incarnation": None,
-        "state": "unreachable",
-        "primaries": len(partition_map.partitions_of(info)),
-        "secondaries": 0,
-        "data_dir": None,
-    }
-
-
-def _unserved_partition(
-    partition_map: PartitionMap, number: int, rows: list[tuple[str, dict[str, Any]]], answers: Answers
-) -> dict[str, Any]:
-    info = partition_map.host_of(number)
-    if info is None:
-        why = "no primary is known"
-    elif isinstance(answer := answers[info.name], ActorGridError):
-        why = f"{info.name} does not answer: {answer}"
-    elif rows:
-        why = f"{info.name} has it and does not serve it"
-    else:
-        why = f"{info.name} does not report it"
-    name = info.name if info is not None else None
-    replicas = [{"host": name, "role": "primary", "last_lsn": None, "lag_entries": None}] if name else []
-    return {
-        "id": number,
-        "epoch": None,
-        "configuration_version": None,
-        "primary": name,
-        "replicas": replicas,
-        "health": "no_quorum",
-        "why": why,
-    }
-
-
-def _show(report: dict[str, Any]) -> None:
+def _show(found: report.Report, *, show_all: bool) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH_WITHOUT_TERMINAL)
-    cluster = report["cluster"]
-    healths = Counter(partition["health"] for partition in report["partitions"])
-    health = ", ".join(f"{count} {name}" for name, count in healths.items())
-    console.print(
-        f"grid {cluster['id']}: {cluster['partitions']} partitions ({health}), replica set size {cluster['replica_set_size']}",
-        highlight=False,
-    )
-    console.print(
-        _table(["name", "node", "address", "pid", "incarnation", "state", "primaries", "secondaries", "data_dir"], report["hosts"])
-    )
-    ill = [partition for partition in report["partitions"] if partition["health"] != "ok"]
+    console.print(_summary(found), highlight=False, soft_wrap=True)
+    ill = _ill(found)
     if ill:
-        console.print(_table(["id", "primary", "health", "why"], ill[:_UNHEALTHY_SHOWN]))
-        if len(ill) > _UNHEALTHY_SHOWN:
-            console.print(f"and {len(ill) - _UNHEALTHY_SHOWN} more; --json shows all")
+        console.print(_table(["health", "of", "why"], ill))
+        console.print()
+    console.print(_table(_HOST_COLUMNS, found["hosts"]))
+    if show_all:
+        rows = [{**partition, "replicas": _show_replicas(partition)} for partition in found["partitions"]]
+        console.print()
+        console.print(_table(["id", "health", "epoch", "configuration_version", "replicas", "why"], rows))
+
+
+def _summary(found: report.Report) -> str:
+    cluster = found["cluster"]
+    healths = Counter(partition["health"] for partition in found["partitions"])
+    partitions = ", ".join(f"{healths[health]} {health}" for health in report.HEALTHS if healths[health])
+    silent = sum(host["state"] == "unreachable" for host in found["hosts"])
+    hosts = f"{len(found['hosts'])} host{'' if len(found['hosts']) == 1 else 's'}" + (f" ({silent} unreachable)" if silent else "")
+    return (
+        f"grid {cluster['id']}: {cluster['partitions']} partitions ({partitions}), replica set size {cluster['replica_set_size']}, {hosts}"
+    )
+
+
+def _ill(found: report.Report) -> list[dict[str, Any]]:
+    """What is not well, the worst first; partitions with the same trouble in one row."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for partition in (found["system_partition"], *found["partitions"]):
+        if partition["health"] != report.OK:
+            numbers.setdefault((partition["health"], partition["why"]), []).append(partition["id"])
+    order = sorted(numbers, key=lambda key: (-report.HEALTHS.index(key[0]), -len(numbers[key])))
+    hosts = [{"health": host["state"], "of": host["name"], "why": host["why"]} for host in found["hosts"] if host["why"]]
+    partitions = [(health, f"partitions {report.show_numbers(numbers[health, why])}", why) for health, why in order]
+    return [*hosts, *({"health": health, "of": of, "why": why} for health, of, why in partitions)]
+
+
+def _show_replicas(partition: dict[str, Any]) -> str:
+    """``host-1 (primary), host-2, host-3 -12, host-4 !``: who has it, how many entries behind, and who is not well."""
+    texts = []
+    for replica in partition["replicas"]:
+        role = {"primary": " (primary)", "idle_secondary": " (building)"}.get(replica["role"], "")
+        lag = f" -{replica['lag_entries']}" if replica["lag_entries"] else ""
+        texts.append(f"{replica['host']}{role}{lag}{' !' if replica['why'] else ''}")
+    return ", ".join(texts)
 
 
 def _table(columns: list[str], rows: list[dict[str, Any]]) -> Table:
-    table = Table(*columns, box=None, pad_edge=False)
+    headings = {"configuration_version": "version"}
+    table = Table(*(headings.get(column, column) for column in columns), box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*("-" if row[column] is None else str(row[column]) for column in columns))
+        table.add_row(*(Text("-" if row[column] is None else str(row[column])) for column in columns))  # Text: no markup in it
     return table

@@ -29,6 +29,7 @@ RUNNING_FILE = "running.json"
 LOCK_FILE = "grid.lock"
 KEEPER_DIRECTORY = "keeper"
 HOST_MARK_FILE = "host.pid"
+HOST_FAILURE_FILE = "host.failed"
 HOST_LOG_FILE = "host.log"
 #: What may lie in a directory that is no grid yet: a first `up` that was refused leaves its lock file and its log.
 _NO_OBSTACLE = frozenset({LOCK_FILE, KEEPER_DIRECTORY})
@@ -37,8 +38,12 @@ NODES_DEFAULT = 3
 NODES_MAX = 64  # one machine; far above its cores
 PARTITIONS_DEFAULT = 64  # about ten for each of the six hosts a first grid grows to
 PARTITIONS_MAX = 65_536
-REPLICAS_DEFAULT = 1
+REPLICAS_DEFAULT = 3
+REPLICAS_MAX = 7  # as hosts have it: past that every write waits for more disks and gains nothing
 PORT_DEFAULT = 7400
+
+#: Two processes of a host that began so far apart and then failed did not fail "in a row".
+FAILURES_APART_S = 15.0
 
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 
@@ -60,6 +65,8 @@ class HostEntry(msgspec.Struct, frozen=True, kw_only=True):
 class GridFile(msgspec.Struct, frozen=True, kw_only=True):
     """Contents of ``grid.json``.
 
+    :ivar replica_set_size: replicas wanted of each partition; with fewer nodes there is one on each
+    :ivar begun: hosts have their first replicas (`init`); until then nobody has anything
     :ivar app: actor modules of the last `up`
     :ivar app_path: directories that are put in front of ``sys.path`` before they are imported
     :ivar actorgrid_version: release that wrote the file last, for people
@@ -70,6 +77,7 @@ class GridFile(msgspec.Struct, frozen=True, kw_only=True):
     partition_count: Annotated[int, Meta(ge=1)]
     replica_set_size: Annotated[int, Meta(ge=1)]
     hosts: Annotated[tuple[HostEntry, ...], Meta(min_length=1)]
+    begun: bool = False
     app: tuple[str, ...] = ()
     app_path: tuple[str, ...] = ()
     actorgrid_version: str = ""
@@ -78,6 +86,17 @@ class GridFile(msgspec.Struct, frozen=True, kw_only=True):
     def address(self) -> str:
         """All hosts as ``host:port,host:port``, as `grid.connect` takes them."""
         return ",".join(f"{host.address}:{host.port}" for host in self.hosts)
+
+    @property
+    def shortage(self) -> str:
+        """Why partitions cannot have as many replicas as are wanted; empty if they can."""
+        nodes = len({host.node for host in self.hosts})
+        return say_shortage(self.replica_set_size, nodes) if nodes < self.replica_set_size else ""
+
+
+def say_shortage(replicas: int, nodes: int) -> str:
+    """``3 replicas wanted, grid has 1 node``."""
+    return f"{replicas} replicas wanted, grid has {nodes} node{'' if nodes == 1 else 's'}"
 
 
 class RunningFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,6 +221,32 @@ def write_host_mark(directory: Path) -> None:
     temporary.replace(path)
 
 
+class HostFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """Contents of ``host.failed``: the process that ended because its host could not go on, and how many did so in quick succession."""
+
+    mark: ProcessMark
+    in_a_row: int
+
+
+def read_host_failures(directory: Path) -> int:
+    """How many processes of the host of `directory` have ended by themselves, one soon after the other, just before the calling one."""
+    try:
+        failure = msgspec.json.decode((directory / HOST_FAILURE_FILE).read_bytes(), type=HostFailure)
+    except (OSError, msgspec.DecodeError):
+        return 0
+    mark = ProcessMark.of(os.getpid())
+    seconds = mark.seconds_after(failure.mark) if mark is not None else None
+    return failure.in_a_row if seconds is not None and 0 <= seconds < FAILURES_APART_S else 0
+
+
+def write_host_failure(directory: Path, before: int) -> None:
+    """Say that the calling process ends because its host cannot go on, after `before` others. It may fail: then nobody knows."""
+    mark = ProcessMark.of(os.getpid())
+    if mark is not None:
+        with contextlib.suppress(OSError):
+            (directory / HOST_FAILURE_FILE).write_bytes(msgspec.json.encode(HostFailure(mark=mark, in_a_row=before + 1)))
+
+
 @contextlib.contextmanager
 def lock(data: Path) -> Iterator[int]:
     """Hold the directory's lock; gives the descriptor, which a child process may inherit to keep holding it.
@@ -292,11 +337,13 @@ def _new_grid(wish: Wish, version: str) -> GridFile:
     replicas = REPLICAS_DEFAULT if wish.replicas is None else wish.replicas
     problems = [
         f"{noun}: {value} is outside the allowed range 1..{highest}"
-        for noun, value, highest in (("nodes", nodes, NODES_MAX), ("partitions", partitions, PARTITIONS_MAX))
+        for noun, value, highest in (
+            ("nodes", nodes, NODES_MAX),
+            ("partitions", partitions, PARTITIONS_MAX),
+            ("replicas", replicas, REPLICAS_MAX),
+        )
         if not 1 <= value <= highest
     ]
-    if replicas != 1:
-        problems.append(f"replicas: {replicas}: this release keeps one replica of each partition")
     if not wish.app:
         problems.append("a new grid needs at least one actor module: --app MODULE")
     if problems:

@@ -1,13 +1,14 @@
 """The keeper: one process per local grid that leads its session, starts Ray and the hosts, and ends them in order.
 
 ``python -P -m actorgrid.cluster.keeper``, started by `actorgrid.cluster.local.up`: reads a `KeeperOrder` from stdin, tells
-on stdout how far it is (`Step`, one JSON object a line) and closes it once every host has answered. It inherits the
+on stdout how far it is (`Step`, one JSON object a line) and closes it once every host has answered and the grid is begun. It inherits the
 directory's lock and holds it to its end. SIGTERM: hosts stop in order, then everything of the session is ended. It takes no
 part in serving.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import logging
@@ -17,15 +18,18 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
+from actorgrid.client import admin
 from actorgrid.cluster import grid_file, processes
 from actorgrid.cluster.processes import ProcessMark
-from actorgrid.errors import ActorGridError, to_wire
-from actorgrid.settings import HostSettings
+from actorgrid.errors import ActorGridError, DeadlineExceededError, to_wire
+from actorgrid.ids import new_client_id
+from actorgrid.settings import HostSettings, WireSettings
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,9 @@ LOG_FILE = "keeper.log"
 #: What `Host.stop` gets; running turns have their own, shorter grace inside it.
 HOSTS_STOP_S = 8.0
 WATCH_INTERVAL_S = 0.5
+#: A host whose disk went back in time ends its first process by itself, and Ray starts another: a start goes on for so long after a death.
+RESTARTS_WATCHED_S = 15.0
+RESTART_LOOK_S = 0.1
 #: Short, since a socket's path has at most 107 bytes and Ray adds 75; the directory itself is ours alone (mode 0700).
 RAY_DIR_PARENT = "/tmp"  # noqa: S108
 RAY_DIR_PREFIX = "ag-"
@@ -50,7 +57,7 @@ class KeeperOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far the start is: ``ray``, ``hosts``, and at the end ``started`` or ``failed``.
+    """How far the start is: ``ray``, ``hosts``, ``begin`` (new grids only), and at the end ``started`` or ``failed``.
 
     :ivar errors: for ``failed``: host name (or ``""``) with error class, message and details
     """
@@ -118,12 +125,66 @@ class Keeper:
             for host in self._order.grid.hosts
         ]
         self._tell(Step(step="hosts"))
-        answers = ray_api.results(
-            [host.begin("wait_started") for host in self._hosts], self._order.start_timeout_s, cancelled=lambda: self._told_to_stop
-        )
-        errors = [(host.name, _as_wire(answer)) for host, answer in zip(self._hosts, answers, strict=True) if answer is not None]
+        errors = self._wait_started()
+        if not errors and not self._order.grid.begun:
+            self._tell(Step(step="begin"))
+            self._begin()
         self._tell(Step(step="failed" if errors else "started", errors=errors))
         return not errors
+
+    def _wait_started(self) -> list[tuple[str, tuple[str, str, dict[str, Any]]]]:
+        """Wait until every host serves; those that do not, with the reason."""
+        from actorgrid.cluster import ray_api
+
+        deadline = time.monotonic() + self._order.start_timeout_s
+        died_at: dict[str, float] = {}
+        answers: dict[str, Any] = {}
+        waiting = list(self._hosts)
+        while waiting:
+            left_s = max(0.1, deadline - time.monotonic())
+            found = ray_api.results([host.begin("wait_started") for host in waiting], left_s, cancelled=lambda: self._told_to_stop)
+            answers.update((host.name, answer) for host, answer in zip(waiting, found, strict=True))
+            now = time.monotonic()
+            waiting = [
+                host
+                for host in waiting
+                if ray_api.is_end_of_process(answers[host.name])
+                and now < min(deadline, died_at.setdefault(host.name, now) + RESTARTS_WATCHED_S)
+                and not self._told_to_stop
+            ]
+            if waiting:
+                time.sleep(RESTART_LOOK_S)
+        return [(name, _as_wire(answer)) for name, answer in answers.items() if answer is not None]
+
+    def _begin(self) -> None:
+        """Let the hosts create their first replicas, and remember that they have: what comes up empty from now on is filled by the others.
+
+        :raises ActorGridError: not all of them did; the next `up` asks again, which is safe
+        """
+        grid = self._order.grid
+        log.info("grid begun: %s", asyncio.run(self._ask_to_begin(grid)))
+        grid_file.write_grid(self._data, msgspec.structs.replace(grid, begun=True))
+
+    async def _ask_to_begin(self, grid: grid_file.GridFile) -> Any:
+        host = grid.hosts[0]
+        asking = asyncio.create_task(
+            admin.ask(
+                host.address,
+                host.port,
+                "init",
+                {},
+                client_id=new_client_id(),
+                cluster_id=grid.cluster_id,
+                wire=WireSettings(),
+                timeout_s=self._order.start_timeout_s,
+            )
+        )
+        while not asking.done() and not self._told_to_stop:
+            await asyncio.wait({asking}, timeout=WATCH_INTERVAL_S)
+        if not asking.done():
+            asking.cancel()
+            raise DeadlineExceededError("told to stop while the grid was being begun")
+        return asking.result()
 
     def _write_running(self) -> None:
         keeper = ProcessMark.of(os.getpid())

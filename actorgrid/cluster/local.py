@@ -19,23 +19,32 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
 import msgspec
 
 from actorgrid import __version__
+from actorgrid.client.map import PartitionMap
 from actorgrid.cluster import grid_file, keeper, processes
 from actorgrid.cluster.grid_file import GridFile, HostEntry, Wish
 from actorgrid.cluster.processes import ProcessMark
-from actorgrid.errors import ActorGridError, OutcomeUnknownError, SettingsError, TransientError, from_wire
+from actorgrid.cluster.report import OK, Answers, Report, ask_all, build_report, read_digests, show_numbers, unserved
+from actorgrid.errors import ActorGridError, SettingsError, from_wire
 from actorgrid.settings import HostSettings
+from actorgrid.wire.messages import HostInfo
 
 START_TIMEOUT_S = 90.0
 #: What an orderly end gets before everything is killed: the hosts' own time, and some for Ray.
 DOWN_TIMEOUT_S = keeper.HOSTS_STOP_S + 7.0
 LOG_LINES_SHOWN = 12
 ASK_AGAIN_S = 0.02
+#: Once every host answers: elections on old data take 1.5 s (promises of the last life run out) and a little; a filled disk some more.
+PRIMARIES_WAIT_S = 15.0
 
+#: Of one round of questions to all hosts.
+REPORT_TIMEOUT_S = 1.5
+
+T = TypeVar("T")
 Progress = Callable[[str], None]
 
 #: Keepers that this process started, by pid: a child must be waited for by its parent, else it stays as a zombie.
@@ -52,13 +61,17 @@ class NotRunningError(ActorGridError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A grid that serves."""
+    """A grid that serves.
+
+    :ivar troubles: what a person should know of it: partitions that do not serve and why, fewer replicas than wanted
+    """
 
     data: Path
     grid: GridFile
     is_new: bool
     keeper: ProcessMark
     seconds: float
+    troubles: tuple[str, ...] = ()
 
 
 def up(
@@ -69,7 +82,9 @@ def up(
     timeout_s: float = START_TIMEOUT_S,
     progress: Progress = lambda _text: None,
 ) -> Started:
-    """Start the grid in `data`, new or as it is there, and return when every host serves.
+    """Start the grid in `data`, new or as it is there, and return when every host and every partition serves.
+
+    A partition that has no write quorum, because data were lost, does not hold it up for ever: see `Started.troubles`.
 
     :param data: the grid's directory; created if it does not exist
     :param wish: numbers, ports and app
@@ -105,10 +120,11 @@ def up(
                 raise StartFailedError(f"the keeper process ended at once\n{_tail(_keeper_log(data))}")
             errors = _follow(process, data, timeout_s, progress)
             if not errors:
-                progress("asking every host")
-                _run(_wait_until_all_serve(grid, began + timeout_s, list(grid.hosts)))
+                progress("waiting for partitions")
+                troubles = _run(_wait_until_served(grid, began + timeout_s))
                 _children[process.pid] = process
-                return Started(data=data, grid=grid, is_new=is_new, keeper=mark, seconds=time.monotonic() - began)
+                grid = grid_file.read_grid(data) or grid
+                return Started(data=data, grid=grid, is_new=is_new, keeper=mark, seconds=time.monotonic() - began, troubles=troubles)
         except BaseException:
             _end_start(data, process, mark)
             _restore(data, before)
@@ -145,7 +161,7 @@ def _start_keeper(data: Path, order: keeper.KeeperOrder) -> subprocess.Popen[byt
 def _follow(process: subprocess.Popen[bytes], data: Path, timeout_s: float, progress: Progress) -> list[tuple[str, ActorGridError]]:
     """Read the keeper's steps to the end; the hosts that failed, with their errors."""
     assert process.stdout is not None
-    words = {"ray": "starting hosts", "hosts": "waiting for hosts"}
+    words = {"ray": "starting hosts", "hosts": "waiting for hosts", "begin": "creating the first replicas"}
     # The keeper bounds its own waits; this bounds a keeper that hangs in Ray.
     alarm = threading.Timer(timeout_s + 15.0, process.kill)
     alarm.daemon = True
@@ -206,8 +222,11 @@ def _start_error(data: Path, grid: GridFile, errors: list[tuple[str, ActorGridEr
 
 def _restore(data: Path, grid: bytes | None) -> None:
     """A start that failed leaves a grid as it was: its app and ports are those of the last start that worked."""
-    if grid is not None:
-        grid_file.write_durably(data / grid_file.GRID_FILE, grid)
+    if grid is None:
+        return
+    now, before = grid_file.read_grid(data), msgspec.json.decode(grid, type=GridFile)
+    # What was begun stays begun.
+    grid_file.write_grid(data, msgspec.structs.replace(before, begun=before.begun or (now is not None and now.begun)))
 
 
 def _forget_new_grid(data: Path, grid: GridFile) -> None:
@@ -277,40 +296,65 @@ def down(data: Path, *, timeout_s: float = DOWN_TIMEOUT_S) -> float:
     return time.monotonic() - began
 
 
-async def _wait_until_all_serve(grid: GridFile, deadline: float, hosts: list[HostEntry]) -> None:
-    """Ask each host for its status until it answers.
+async def _wait_until_served(grid: GridFile, deadline: float) -> tuple[str, ...]:
+    """Wait until every host answers and every partition has a primary that serves; what is not as it should be then.
+
+    :raises StartFailedError: a host did not answer before `deadline` (monotonic seconds)
+    """
+    await _wait_until_answered(grid, deadline, list(grid.hosts))
+    deadline = min(time.monotonic() + PRIMARIES_WAIT_S, max(deadline, time.monotonic() + 1.0))
+    while True:
+        seen = await grid_report(grid)
+        waiting = unserved(seen)
+        if not waiting or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(ASK_AGAIN_S)
+    by_why: dict[str, list[int]] = {}
+    for partition in waiting:
+        by_why.setdefault(f"{partition['health']}: {partition['why']}", []).append(partition["id"])
+    troubles = [f"no calls to partitions {show_numbers(numbers)}: {why}" for why, numbers in by_why.items()]
+    if grid.shortage:
+        troubles.append(f"under-replicated: {grid.shortage}")
+    return tuple(troubles)
+
+
+async def grid_report(grid: GridFile, *, timeout_s: float = REPORT_TIMEOUT_S) -> Report:
+    """What the hosts of `grid` say of it now, as ``actorgrid status --json`` shows it."""
+    hosts = host_infos(grid)
+    partition_map = PartitionMap(0, grid.cluster_id, hosts, (-1,) * grid.partition_count)
+    answers = await ask_all(hosts, "status", cluster_id=grid.cluster_id, timeout_s=timeout_s)
+    return build_report(partition_map, answers, {each.name: each.node for each in grid.hosts})
+
+
+def host_infos(grid: GridFile) -> tuple[HostInfo, ...]:
+    """Where each host of `grid` is reached."""
+    return tuple(HostInfo(each.name, each.address, each.port) for each in grid.hosts)
+
+
+async def _wait_until_answered(grid: GridFile, deadline: float, hosts: list[HostEntry]) -> None:
+    """Ask each of `hosts` for its status until it answers.
 
     :raises StartFailedError: one did not before `deadline` (monotonic seconds)
     """
-    from actorgrid import grid as api
-
-    left = max(1.0, deadline - time.monotonic())
-    asking: dict[str, str] = {host.name: "not asked yet" for host in hosts}
-
-    async def ask(client: api.Client, host: HostEntry) -> None:
-        while True:
-            try:
-                await client.admin(host.address, host.port, "status", {})
-            except (TransientError, OutcomeUnknownError) as error:
-                asking[host.name] = str(error)
-                await asyncio.sleep(ASK_AGAIN_S)
-            else:
-                del asking[host.name]
-                return
-
+    left_s = max(1.0, deadline - time.monotonic())
+    waiting = {host.name: HostInfo(host.name, host.address, host.port) for host in hosts}
+    reasons: Answers = {}
     try:
-        async with asyncio.timeout(left), api.connect(grid.address, timeout_s=left) as client, asyncio.TaskGroup() as group:
-            for host in hosts:
-                group.create_task(ask(client, host))
-    except (TimeoutError, ActorGridError, ExceptionGroup) as error:
-        why = "; ".join(f"{name}: {text}" for name, text in asking.items()) or str(error)
-        raise StartFailedError(f"not all hosts answer within {left:.0f} s: {why}") from error
+        async with asyncio.timeout(left_s):
+            while waiting:
+                reasons = await ask_all(waiting.values(), "status", cluster_id=grid.cluster_id, timeout_s=REPORT_TIMEOUT_S)
+                waiting = {name: info for name, info in waiting.items() if isinstance(reasons[name], ActorGridError)}
+                if waiting:
+                    await asyncio.sleep(ASK_AGAIN_S)
+    except TimeoutError:
+        why = "; ".join(f"{name}: {reasons.get(name, 'not asked yet')}" for name in waiting)
+        raise StartFailedError(f"not all hosts answer within {left_s:.0f} s: {why}") from None
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end, also when the caller is itself inside an event loop."""
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, work).result()
+        return thread.submit(lambda: asyncio.run(work)).result()
 
 
 def _keeper_log(data: Path) -> Path:
@@ -343,6 +387,7 @@ class LocalGrid:
     :param data: the grid's directory, kept afterwards
     :param port: of the first host; 0: free ports, or those the grid in `data` had
     :param partitions: None: as the grid in `data` has it, or 64
+    :param replicas: of each partition, as far as there are nodes; None: as the grid in `data` has it, or 3
     :param settings: of the hosts
     :param progress: called with a few words at each step of the start
     :raises SettingsError: on entering, as `up`
@@ -357,6 +402,7 @@ class LocalGrid:
         data: str | os.PathLike[str],
         port: int = 0,
         partitions: int | None = None,
+        replicas: int | None = None,
         settings: HostSettings | None = None,
         timeout_s: float = START_TIMEOUT_S,
         progress: Progress = lambda _text: None,
@@ -365,7 +411,7 @@ class LocalGrid:
         self._wish = Wish(
             nodes=nodes,
             partitions=partitions,
-            replicas=None,
+            replicas=replicas,
             port=port,
             app=tuple(app),
             app_path=tuple(str(Path(each).absolute()) for each in app_path),
@@ -431,10 +477,52 @@ class LocalGrid:
         os.kill(mark.pid, signal)
         return mark.pid
 
+    def lose_disk(self, name: str) -> int:
+        """Kill the process of host `name` with SIGKILL and remove everything it had on disk, as if the machine had burnt; its pid.
+
+        :raises NotRunningError: it has no process right now
+        """
+        directory = self.data / next(host for host in self.hosts if host.name == name).data_dir
+        pid = self.kill_host(name)
+        # Away in one step: Ray starts the next process soon, and that must find nothing or everything.
+        lost = directory.with_name(f"{directory.name}.lost")
+        directory.rename(lost)
+        shutil.rmtree(lost)
+        return pid
+
+    def report(self) -> Report:
+        """What the hosts say of the grid now, as ``actorgrid status --json`` shows it."""
+        return _run(grid_report(self.started.grid))
+
+    def read_digests(self, *, timeout_s: float = 60.0) -> dict[int, dict[str, str]]:
+        """By partition and host: a digest of the state of every replica, once those of each partition have applied the same.
+
+        :raises DeadlineExceededError: they did not within `timeout_s` seconds
+        """
+        grid = self.started.grid
+        return _run(read_digests(host_infos(grid), cluster_id=grid.cluster_id, timeout_s=timeout_s))
+
+    def wait_until_whole(self, *, timeout_s: float = 60.0) -> Report:
+        """Return the report once every partition has all its replicas, voting and up to date.
+
+        :raises StartFailedError: not within `timeout_s` seconds; the text says what is missing
+        """
+        deadline = time.monotonic() + timeout_s
+        shortage = self.started.grid.shortage
+        while True:
+            found = self.report()
+            ill = [each for each in (found["system_partition"], *found["partitions"]) if each["health"] != OK]
+            if all(each["serving"] and each["why"] == shortage for each in ill):
+                return found
+            if time.monotonic() > deadline:
+                whys = list(dict.fromkeys(f"{each['health']}: {each['why']}" for each in ill))
+                raise StartFailedError(f"the grid is not whole after {timeout_s:g} s: {'; '.join(whys[:5])}")
+            time.sleep(0.05)
+
     def wait_until_serving(self, name: str | None = None, *, timeout_s: float = 30.0) -> None:
         """Return when host `name`, or every host, answers.
 
         :raises StartFailedError: not within `timeout_s` seconds
         """
         hosts = [host for host in self.hosts if name in (None, host.name)]
-        _run(_wait_until_all_serve(self.started.grid, time.monotonic() + timeout_s, hosts))
+        _run(_wait_until_answered(self.started.grid, time.monotonic() + timeout_s, hosts))

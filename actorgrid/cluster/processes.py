@@ -46,6 +46,16 @@ class ProcessMark(msgspec.Struct, frozen=True, kw_only=True):
         """Whether this very process still runs."""
         return ProcessMark.of(self.pid) == self
 
+    def seconds_after(self, other: ProcessMark) -> float | None:
+        """How long after `other` this process started; None if the machine was booted in between."""
+        if self.boot != other.boot:
+            return None
+        try:
+            per_second = 1 if "." in self.start else os.sysconf("SC_CLK_TCK")
+            return (float(self.start) - float(other.start)) / per_second
+        except ValueError:
+            return None
+
 
 def _start_of(pid: int, process: psutil.Process) -> str:
     with contextlib.suppress(FileNotFoundError):

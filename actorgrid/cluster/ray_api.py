@@ -181,6 +181,13 @@ def results(references: Sequence[Any], timeout_s: float, *, cancelled: Callable[
     return answers
 
 
+def is_end_of_process(answer: Any) -> bool:
+    """Whether a call of an actor has no answer because its process ended, or another one has not begun yet."""
+    import ray
+
+    return isinstance(answer, ray.exceptions.RayActorError)
+
+
 class TaskRunner:
     """Runs one function of ours as Ray tasks from inside an actor's process.
 

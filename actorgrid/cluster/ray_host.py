@@ -6,8 +6,9 @@ which answer also while actor code blocks the host's loop.
 
 How a host's life ends:
 
-- a storage error ended its duty (I12), or a start failed for a reason that may pass (a disk, a port): the process exits,
-  and Ray starts a clean one;
+- a storage error ended its duty (I12), or its disk went back in time (I6): the process exits at once, so that the other hosts have
+  proof of its end, and Ray starts a clean one. From the second time in a row on, that one waits before it tries;
+- a start failed for a reason that may pass (a disk, a port): the process exits a little later, when that was told;
 - the app or a setting is wrong: it stays, serves nothing, says why and looks now and then whether that was mended, since a
   restart alone would change nothing;
 - `stop`: it leaves duty in order.
@@ -23,13 +24,15 @@ import logging
 import logging.handlers
 import os
 import threading
+import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
 from actorgrid.cluster import grid_file, ray_api
+from actorgrid.cluster.supervision import RaySupervisor
 from actorgrid.errors import ActorError, ActorGridError, InvalidArgumentError, SettingsError, StorageError, to_wire
 from actorgrid.host.host import Host, HostConfig
 from actorgrid.host.offload import run_offloaded
@@ -43,8 +46,10 @@ log = logging.getLogger(__name__)
 EXIT_DUTY_ENDED = 70
 EXIT_START_FAILED = 71
 EXIT_BUG = 72
-#: A start that failed is repeated no faster: a full disk does not empty itself in less, and `up` must read the reason.
+#: A start that failed is repeated no faster, nor one after two failures in a row: a full disk does not empty itself in less, and `up`
+#: must read the reason.
 START_AGAIN_S = 3.0
+FAILURES_AT_ONCE = 2
 #: A restarted host whose port or module is away asks again so often, in the same process: a crash loop would help nobody.
 MENDED_AGAIN_S = 5.0
 LOG_BYTES_MAX = 16 << 20
@@ -57,6 +62,7 @@ class HostOrder(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: str
     name: str
     node: str
+    zone: str = ""
     data_dir: str
     address: str
     port: int
@@ -73,6 +79,7 @@ class HostOrder(msgspec.Struct, frozen=True, kw_only=True):
             cluster_id=self.cluster_id,
             name=HostName(self.name),
             node=self.node,
+            zone=self.zone,
             data_dir=Path(self.data_dir),
             address=self.address,
             port=self.port,
@@ -110,16 +117,13 @@ class HostActor:
 
     def __init__(self, order: bytes) -> None:
         self._order = msgspec.json.decode(order, type=HostOrder)
-        directory = Path(self._order.data_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        ray_api.quiet_actor_output(directory / "host.out")
-        _log_to(directory / grid_file.HOST_LOG_FILE)
-        grid_file.write_host_mark(directory)
-        log.info("process started: host=%s pid=%d data_dir=%s app=%s", self._order.name, os.getpid(), directory, ",".join(self._order.app))
+        self._directory = Path(self._order.data_dir)
+        self._failures = 0
         self._started: concurrent.futures.Future[list[Any] | None] = concurrent.futures.Future()
         self._stopped: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        # Nothing may be raised here: Ray would take the actor for one that can never start.
         threading.Thread(target=self._run, name="actorgrid-host", daemon=True).start()
 
     async def wait_started(self) -> list[Any] | None:
@@ -138,18 +142,40 @@ class HostActor:
 
     def _run(self) -> None:
         try:
+            self._settle()
             import uvloop
 
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._live())
         except BaseException:  # the process without its host is worth nothing: end it, and Ray starts another
             log.exception("host ended by a bug: host=%s pid=%d", self._order.name, os.getpid())
-            _exit(EXIT_BUG)
+            self._exit(EXIT_BUG)
+
+    def _settle(self) -> None:
+        """Make the data directory this process's own."""
+        directory, order = self._directory, self._order
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._failures = grid_file.read_host_failures(directory)
+            ray_api.quiet_actor_output(directory / "host.out")
+            _log_to(directory / grid_file.HOST_LOG_FILE)
+            grid_file.write_host_mark(directory)
+        except OSError as error:
+            self._answer(list(to_wire(StorageError(f"cannot write to {directory}: {error.strerror or error}"))))
+            time.sleep(START_AGAIN_S)
+            self._exit(EXIT_START_FAILED)
+        log.info("process started: host=%s pid=%d data_dir=%s app=%s", order.name, os.getpid(), directory, ",".join(order.app))
 
     async def _live(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        if self._failures >= FAILURES_AT_ONCE:
+            log.warning(
+                "host waits, its last processes failed: host=%s failures=%d for_s=%g", self._order.name, self._failures, START_AGAIN_S
+            )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), START_AGAIN_S)
         while not self._stop.is_set():
-            host = Host(self._order.config(), offloader=RayOffloader(self._order.app_path))
+            host = Host(self._order.config(), offloader=RayOffloader(self._order.app_path), supervisor=RaySupervisor())
             if await self._start(host):
                 await self._serve(host, self._stop)
                 return
@@ -167,11 +193,13 @@ class HostActor:
             self._answer(list(to_wire(error)))
             return False
         except Exception as error:
+            if host.state == "failed":  # it listened already: others may have been waiting for this end
+                self._end_duty(error)
             log.exception("host did not start, a new process will try: host=%s pid=%d again_s=%g", name, pid, START_AGAIN_S)
             known = error if isinstance(error, ActorGridError) else StorageError(f"{type(error).__name__}: {error}")
             self._answer(list(to_wire(known)))
             await asyncio.sleep(START_AGAIN_S)
-            _exit(EXIT_START_FAILED)
+            self._exit(EXIT_START_FAILED)
         log.info("host serves: host=%s pid=%d address=%s:%d", name, pid, self._order.address, self._order.port)
         self._answer(None)
         return True
@@ -185,21 +213,22 @@ class HostActor:
         failing = asyncio.create_task(host.run_until_failed())
         await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
-            reason = failing.exception() or failing.result()
-            log.error(
-                "host left duty, a new process takes over: host=%s pid=%d reason=%s", self._order.name, os.getpid(), reason, exc_info=reason
-            )
-            _exit(EXIT_DUTY_ENDED)
+            self._end_duty(failing.exception() or failing.result())
         failing.cancel()
         await host.stop()
         log.info("host stopped: host=%s pid=%d", self._order.name, os.getpid())
         self._stopped.set_result(None)
 
+    def _end_duty(self, reason: BaseException) -> NoReturn:
+        name, pid = self._order.name, os.getpid()
+        log.error("host left duty, a new process takes over: host=%s pid=%d reason=%s", name, pid, reason, exc_info=reason)
+        self._exit(EXIT_DUTY_ENDED)
 
-def _exit(code: int) -> None:
-    """End the process without any hook: nothing that runs now may write to the store again."""
-    logging.shutdown()
-    os._exit(code)
+    def _exit(self, code: int) -> NoReturn:
+        """End the process without any hook: nothing that runs now may write to the store again."""
+        grid_file.write_host_failure(self._directory, self._failures)
+        logging.shutdown()
+        os._exit(code)
 
 
 def _log_to(path: Path) -> None:

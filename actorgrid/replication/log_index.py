@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from actorgrid.replication.configuration import Configuration
+from actorgrid.replication.configuration import Configuration, Member
 
 
 class LogIndex:
@@ -46,17 +46,21 @@ class LogIndex:
         return -1
 
     def hint_below(self, lsn: int, epoch: int) -> int:
-        """A position worth trying below `lsn`, which is of `epoch` in the other log and of another epoch here.
+        """What to answer a primary whose position `lsn` is of `epoch`, while here it is of another epoch (Ongaro 2014, §3.5).
 
-        No position of a higher epoch can be the same there. Of a run of a lower epoch that reaches `lsn` the beginning may be, how much is
-        not known: the whole run is left out, since what is not committed is short (Ongaro 2014, §3.5). Records end where a run ends.
+        The highest position that can be the same in both logs: nothing of a higher epoch can. `lsn` itself if it is of a lower epoch here:
+        then the primary's whole run of `epoch` is not here, and where that begins the primary knows.
         """
         end = self.last_lsn
         for first_lsn, each in reversed(self._epochs):
             if first_lsn <= lsn and each <= epoch:
-                return end if end < lsn else max(0, first_lsn - 1)
+                return min(end, lsn)
             end = first_lsn - 1
         return max(0, end)
+
+    def run_start(self, lsn: int) -> int:
+        """Where the run of equal epochs begins that has `lsn`, as far as the log goes back."""
+        return next((first_lsn for first_lsn, _ in reversed(self._epochs) if first_lsn <= lsn), 0)
 
     def append(self, last_lsn: int, epoch: int) -> None:
         """Positions up to `last_lsn` follow, all of `epoch`."""
@@ -97,6 +101,15 @@ class LogIndex:
     @property
     def configuration_lsn(self) -> int:
         return self._configurations[-1][0]
+
+    def is_voter(self, member: Member, committed_lsn: int) -> bool:
+        """Whether `member` votes in the newest configuration, or in the one before it while the newest is not known to be committed."""
+        for lsn, configuration in reversed(self._configurations):
+            if member in configuration.voters:
+                return True
+            if lsn <= committed_lsn:
+                break
+        return False
 
     def add_configuration(self, lsn: int, configuration: Configuration) -> None:
         self._configurations.append((lsn, configuration))

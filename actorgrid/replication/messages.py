@@ -59,7 +59,8 @@ class AppendAck(Struct, array_like=True, tag=2, gc=False):
 class AppendRejected(Struct, array_like=True, tag=3, gc=False):
     """The log here has no `prev_lsn` of that epoch, or `epoch` is newer than the primary's.
 
-    `hint_lsn`: the highest position worth trying.
+    `hint_lsn`: the highest position worth trying; `prev_lsn` itself: what is there is of an older epoch, nothing of the primary's run of
+    equal epochs that has it is here.
     """
 
     partition: Counter

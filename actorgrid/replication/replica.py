@@ -330,14 +330,13 @@ class Replica:
         self._take_role()
         if self.role is Role.ACTIVE_SECONDARY:
             # Whoever should be primary asks first; the others give it time. If there is a primary, its support binds the voters.
-            rank = self.configuration.voters.index(self.me)
-            self._urgent_ns = max(now_ns, self._liveness.quiet_until_ns) + rank * 5 * self._times.stagger_ns
+            self._urgent_ns = max(now_ns, self._liveness.quiet_until_ns) + self._rank_without("") * 5 * self._times.stagger_ns
         self.wake_ns = now_ns
 
     def _take_role(self) -> None:
-        """What the newest configuration makes of a replica that is not primary."""
+        """What the newest configuration makes of a replica that is not primary; whom it removes votes until it is committed (§4.2.2)."""
         configuration = self.configuration
-        if self.me in configuration.voters:
+        if self.log.is_voter(self.me, self.committed_lsn):
             self.role = Role.ACTIVE_SECONDARY
             if self.wake_ns == FOREVER_NS:
                 self.wake_ns = 0  # from now on it watches the primary
@@ -500,8 +499,11 @@ class Replica:
         self._take_records(event, end)
         committed_lsn = min(message.committed_lsn, self._matched_lsn)
         if committed_lsn > self.committed_lsn:
+            is_configured = committed_lsn >= self.log.configuration_lsn > self.committed_lsn
             self.committed_lsn = committed_lsn
             self._effects.append(Commit(committed_lsn))
+            if is_configured:
+                self._take_role()
         self._after_writes(self._matched_lsn)
 
     def _is_for_me(self, incarnation: int) -> bool:
@@ -975,7 +977,9 @@ class Replica:
         if is_stale or (progress.pace is Pace.PROBE and rejection.prev_lsn != progress.next_lsn - 1):
             return
         progress.is_missing = False
-        progress.probe_from(max(progress.match_lsn, min(rejection.hint_lsn, rejection.prev_lsn - 1)) + 1)
+        prev_lsn, hint_lsn = rejection.prev_lsn, rejection.hint_lsn
+        best_lsn = hint_lsn if hint_lsn < prev_lsn else self.log.run_start(prev_lsn) - 1
+        progress.probe_from(max(progress.match_lsn, best_lsn) + 1)
         self._feed(progress, now_ns)
 
     def _on_replica_missing(self, message: ReplicaMissing, host: str, incarnation: int, now_ns: int) -> None:

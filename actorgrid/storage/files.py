@@ -39,10 +39,13 @@ def _reused_record(path: Path) -> int:
             left = _BLOCK_BYTES - offset % _BLOCK_BYTES
             if left < _HEADER_BYTES:  # a block's end that no header fits in is padding
                 offset += left
+                left = _BLOCK_BYTES
             # Not a memory map: an error of the disk would be a signal then.
             header = os.pread(file.fileno(), _HEADER_BYTES, offset)
             if len(header) < _HEADER_BYTES:
                 return -1
-            if header[6] in _REUSED_TYPES:
+            size, kind = header[4] | header[5] << 8, header[6]
+            if kind in _REUSED_TYPES:
                 return offset
-            offset += _HEADER_BYTES + (header[4] | header[5] << 8)
+            # Zeros, as some file systems leave them at the end: RocksDB skips them by blocks.
+            offset += left if size == kind == 0 else _HEADER_BYTES + size

@@ -135,11 +135,10 @@ class ReplicaLog:
         """Size of the records."""
         return self._stretched_bytes + self._open_bytes
 
-    def _shorten_tail(self, start_lsn: int = 0) -> None:
-        """Let the oldest records go that are too much, and those before `start_lsn`."""
-        tail = self._tail
-        while tail and (self._tail_bytes > LOG_TAIL_BYTES_MAX or self._tail_start_lsn < start_lsn):
-            head, data = tail.pop(self._tail_start_lsn)
+    def _shorten_tail(self) -> None:
+        """Let the oldest records go that are too much."""
+        while self._tail_bytes > LOG_TAIL_BYTES_MAX:
+            head, data = self._tail.pop(self._tail_start_lsn)
             self._tail_bytes -= len(data)
             self._tail_start_lsn = head.last_lsn + 1
 
@@ -179,7 +178,6 @@ class ReplicaLog:
         batch.truncate_log(self._prefix + keys.lsn_key(self.start_lsn), self._prefix + keys.lsn_key(dropped_lsn + 1))
         self.start_lsn = dropped_lsn + 1
         self.epochs[: bisect.bisect_right(self.epochs, dropped_lsn, key=_first)] = [(dropped_lsn, epoch)]
-        self._shorten_tail(self.start_lsn)
 
     # -- reading
 

@@ -124,8 +124,8 @@ class View:
     """Everything that is not log, as it was when the view was made, whatever is written meanwhile. Close it: it holds on to old files.
 
     This is an iterator that stays open, and not a RocksDB snapshot: in rocksdict 0.3.29 an iterator made from a `Snapshot` shows what is
-    there *now* (`Snapshot.iter` sets the snapshot in read options that are not the iterator's; tests/storage shows it). The view is one
-    iterator: `get` must not be called between two steps of a `scan`.
+    there *now* (`Snapshot.iter` sets the snapshot in read options that the iterator then does not use). The view is one iterator: `get`
+    must not be called between two steps of a `scan`.
     """
 
     def __init__(self, store: Store, iterator: RdictIter) -> None:
@@ -148,10 +148,11 @@ class View:
         iterator = self._opened()
         iterator.seek(start)
         while iterator.valid():
-            key = iterator.key()
-            if key >= stop:
+            pair = iterator.key(), iterator.value()
+            if pair[0] >= stop:
                 return
-            yield key, iterator.value()
+            del iterator  # whoever does not go on must not keep it, see `Store._failure_of`
+            yield pair
             iterator = self._opened()
             iterator.next()
         failure = self._store._failure_of(iterator)
@@ -472,7 +473,7 @@ class Store:
     def _fail(self, what: str, error: Exception) -> StorageError:
         if self._failed is None:
             self._failed = _classify(f"{what} in {self.path}: {error}")
-            logger.error("storage failed op=%s path=%s error=%s", what, self.path, error)
+            logger.error("storage failed op=%s path=%s error=%s", what, self.path, str(error))
         return self._failed
 
     def close(self) -> None:
@@ -520,6 +521,9 @@ def _options() -> Options:
     # this one accepts a torn tail and nothing else.
     options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
     options.set_paranoid_checks(True)
+    # Both families go into tables together, so that what tables have is one moment, and one write-ahead log has what came after. Else
+    # several are needed at a time, and an older one that is lost or cut leaves a gap in the middle that no position tells.
+    options.set_atomic_flush(True)
     options.set_write_buffer_size(64 * MIB)
     options.set_max_write_buffer_number(4)
     options.set_max_total_wal_size(512 * MIB)

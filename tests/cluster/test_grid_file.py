@@ -32,7 +32,8 @@ def test_a_new_grid_has_one_host_a_node_on_consecutive_ports(tmp_path):
     first = grid.hosts[0].port
     assert [host.port for host in grid.hosts] == [first, first + 1, first + 2]
     assert grid.address == f"127.0.0.1:{first},127.0.0.1:{first + 1},127.0.0.1:{first + 2}"
-    assert (grid.partition_count, grid.replica_set_size, grid.app, grid.app_path) == (16, 1, ("bank",), ("/somewhere",))
+    assert (grid.partition_count, grid.replica_set_size, grid.app, grid.app_path) == (16, 3, ("bank",), ("/somewhere",))
+    assert not grid.begun
 
 
 def test_two_new_grids_have_different_cluster_ids(tmp_path):
@@ -62,21 +63,61 @@ def test_up_again_takes_the_new_app_and_the_new_port(tmp_path):
 def test_every_number_that_differs_from_the_grid_is_named_in_one_error(tmp_path):
     create(tmp_path)
     with pytest.raises(DirectoryRefusedError) as refused:
-        grid_file.open_grid(tmp_path, Wish(nodes=4, partitions=32, replicas=3), version="1")
+        grid_file.open_grid(tmp_path, Wish(nodes=4, partitions=32, replicas=1), version="1")
     assert len(refused.value.problems) == 3
-    for expected in ("16 partitions, not 32", "3 nodes, not 4", "1 replicas of each partition, not 3", str(tmp_path)):
+    for expected in ("16 partitions, not 32", "3 nodes, not 4", "3 replicas of each partition, not 1", str(tmp_path)):
         assert expected in str(refused.value)
 
 
 def test_numbers_out_of_range_and_a_missing_app_are_all_named(tmp_path):
     with pytest.raises(SettingsError) as refused:
-        grid_file.open_grid(tmp_path, Wish(nodes=0, partitions=70_000, replicas=3), version="1")
+        grid_file.open_grid(tmp_path, Wish(nodes=0, partitions=70_000, replicas=8), version="1")
     text = str(refused.value)
     assert len(refused.value.problems) == 4
     assert "nodes: 0" in text
     assert "partitions: 70000" in text
-    assert "replicas: 3" in text
+    assert "replicas: 8 is outside the allowed range 1..7" in text
     assert "--app" in text
+
+
+def test_a_grid_with_fewer_nodes_than_replicas_says_so(tmp_path):
+    assert create(tmp_path / "a").shortage == ""
+    assert create(tmp_path / "b", Wish(nodes=1, port=0, app=("bank",))).shortage == "3 replicas wanted, grid has 1 node"
+    assert create(tmp_path / "c", Wish(nodes=2, port=0, app=("bank",), replicas=2)).shortage == ""
+
+
+def test_hosts_and_the_command_line_agree_on_how_many_replicas_there_may_be():
+    from actorgrid.host.host import REPLICA_SET_SIZE_MAX
+
+    assert grid_file.REPLICAS_MAX == REPLICA_SET_SIZE_MAX
+
+
+def test_a_grid_file_from_before_replication_is_a_grid_that_was_not_begun(tmp_path):
+    grid = create(tmp_path)
+    content = (tmp_path / grid_file.GRID_FILE).read_text().replace('  "begun": false,\n', "")
+    assert "begun" not in content
+    (tmp_path / grid_file.GRID_FILE).write_text(content)
+    assert grid_file.read_grid(tmp_path) == grid
+
+
+def test_failures_of_hosts_are_counted_while_they_follow_each_other(tmp_path):
+    assert grid_file.read_host_failures(tmp_path) == 0
+    grid_file.write_host_failure(tmp_path, 0)
+    assert grid_file.read_host_failures(tmp_path) == 1
+    grid_file.write_host_failure(tmp_path, 1)
+    assert grid_file.read_host_failures(tmp_path) == 2
+    own = ProcessMark.of(os.getpid())
+    assert own is not None
+    for other in (
+        msgspec.structs.replace(own, boot="before"),
+        msgspec.structs.replace(own, start=str(float(own.start) - 1e6)),
+        msgspec.structs.replace(own, start="?"),
+    ):
+        (tmp_path / grid_file.HOST_FAILURE_FILE).write_bytes(msgspec.json.encode(grid_file.HostFailure(mark=other, in_a_row=5)))
+        assert grid_file.read_host_failures(tmp_path) == 0
+    (tmp_path / grid_file.HOST_FAILURE_FILE).write_bytes(b"{")
+    assert grid_file.read_host_failures(tmp_path) == 0
+    grid_file.write_host_failure(tmp_path / "gone", 0)  # nothing is raised
 
 
 def test_a_busy_port_is_refused_by_its_number_and_nothing_is_written(tmp_path):

@@ -1,4 +1,5 @@
-"""SIGKILL of hosts at random moments under load: no caller notices, nothing acknowledged is lost, nothing happens twice (I2, I9, I10)."""
+"""SIGKILL of hosts at random moments under load, some with the loss of their disk: no caller notices, nothing acknowledged is lost, nothing
+happens twice, replicas stay equal (I2, I6, I9, I10, I13)."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from actorgrid.testing.exactly_once import ExactlyOnceOracle
 
 APPS = Path(__file__).parent.parent / "apps"
 KILLS = 22
+#: Every so many kills the host's data directory is lost, too: when the grid is whole, since two lost disks at a time are one too many.
+DISK_LOST_EVERY = 6
 CALLERS = 48
 ACTORS = 60
 TRAFFIC_FLOOR = 2_000
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class Load:
@@ -88,7 +91,11 @@ def test_hosts_killed_at_random_moments_under_load_lose_nothing_and_repeat_nothi
             load = Load(client, oracle, ledger, seed)
             running = asyncio.create_task(load.run())
             killed: list[int] = []
+            disks_lost = 0
             while len(killed) < KILLS:
+                loses_disk = len(killed) % DISK_LOST_EVERY == DISK_LOST_EVERY - 1
+                if loses_disk:
+                    await asyncio.to_thread(local.wait_until_whole)
                 # Some of them meet a host that has just come back, or one that is still recovering while another is already down.
                 await asyncio.sleep(rng.choice([0.2, 1.0, 2.0, 3.0]) * rng.random())
                 alive = {name: pid for name, pid in sorted(local.host_pids().items()) if pid not in killed}
@@ -96,17 +103,24 @@ def test_hosts_killed_at_random_moments_under_load_lose_nothing_and_repeat_nothi
                     await asyncio.sleep(0.2)  # all three are down: that happens too
                     continue
                 name = rng.choice(list(alive))
-                local.kill_host(name)
+                if loses_disk:
+                    local.lose_disk(name)
+                    disks_lost += 1
+                else:
+                    local.kill_host(name)
                 killed.append(alive[name])
                 assert not running.done(), "a caller saw an exception"
             await asyncio.sleep(3)
             load.stopping = True
             await running
+            assert disks_lost == KILLS // DISK_LOST_EVERY
             return load
 
     with LocalGrid(nodes=3, app=["ledger"], app_path=[APPS], data=tmp_path / "grid", partitions=16) as local:
         load = asyncio.run(campaign(local))
+        local.wait_until_whole()
         history, balances, versions = asyncio.run(_read_back(local, ledger))
+        digests = local.read_digests()
     # Credits are changes of their own, known by their transfer's token.
     for actor, pairs in history.items():
         for token, version in pairs:
@@ -120,6 +134,7 @@ def test_hosts_killed_at_random_moments_under_load_lose_nothing_and_repeat_nothi
     credits = sorted(token for pairs in history.values() for token, _ in pairs if token.endswith("+"))
     assert len(credits) == len(set(credits)), "a nested change happened twice"
     assert load.stale_reads == []
+    assert {number for number, by_host in digests.items() if len(by_host) != 3 or len(set(by_host.values())) != 1} == set()
     assert load.calls > TRAFFIC_FLOOR, "too little traffic to mean anything"
 
 

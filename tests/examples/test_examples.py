@@ -1,4 +1,4 @@
-"""Every example runs as its reader would run it, and says what it promises; the demo too, with a host killed on the way.
+"""Every example runs as its reader would run it, and says what it promises; the demo too, with a host and its disk lost on the way.
 
 Two Rays in all, one after the other: the demo's own, and one grid that serves all the other examples.
 """
@@ -105,20 +105,37 @@ def test_the_file_has_the_departures_that_the_demo_promises(flights_data: Any) -
 
 
 @pytest.mark.cluster
-def test_the_demo_counts_every_departure_once_although_a_host_is_killed() -> None:
+@pytest.mark.timeout(200)
+def test_the_demo_counts_every_departure_once_although_a_host_and_its_disk_are_lost() -> None:
     rows = 6000
-    result = run("flights_demo", "--rows", str(rows), "--nodes", "3", timeout_s=110)
+    result = run("flights_demo", "--rows", str(rows), timeout_s=180)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"OK: {rows:,} departures counted exactly once, none lost, none twice" in result.stdout
     assert f"{4 * rows:,} changes in " in result.stdout
-    killed = re.search(r"host-2: pid (\d+) killed with ([\d,]+) calls in flight, pid (\d+) served", result.stdout)
+    killed = re.search(
+        r"host-2: pid (\d+) killed after [\d.]+ s with ([\d,]+) calls in flight, its disk \((\d+) MB\) deleted", result.stdout
+    )
     assert killed is not None, result.stdout
-    pid_before, in_flight, pid_after = (int(text.replace(",", "")) for text in killed.groups())
-    assert pid_before != pid_after
+    pid_before, in_flight, lost_mb = (int(text.replace(",", "")) for text in killed.groups())
     assert in_flight > 0
+    assert lost_mb > 0
+    assert re.search(r"longest time without an answer from one of them \d+ ms", result.stdout), result.stdout
+    back = re.search(r"back with an empty disk ([\d.]+) s after the kill, pid (\d+)", result.stdout)
+    rebuilt = re.search(r"all replicas rebuilt ([\d.]+) s after the kill; [\d,]+ calls were answered meanwhile", result.stdout)
+    assert back is not None, result.stdout
+    assert rebuilt is not None, result.stdout
+    assert int(back[2]) != pid_before
+    assert 0 < float(back[1]) <= float(rebuilt[1])
+    assert "195 replicas of 65 partitions: the digests of each partition's replicas are equal" in result.stdout
     data = re.search(r"starting a grid of 3 hosts in (\S+) ", result.stderr)
     assert data is not None, result.stderr
     assert not Path(data[1]).exists(), "the demo leaves nothing behind"
+
+
+def test_the_demo_refuses_to_lose_the_only_disk() -> None:
+    result = run("flights_demo", "--nodes", "2", timeout_s=30)
+    assert result.returncode == 2
+    assert "takes 3 nodes" in result.stderr
 
 
 # The others
@@ -126,7 +143,7 @@ def test_the_demo_counts_every_departure_once_although_a_host_is_killed() -> Non
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with LocalGrid(nodes=2, app=MODULES, app_path=[EXAMPLES], data=tmp_path_factory.mktemp("examples")) as local_grid:
+    with LocalGrid(nodes=3, app=MODULES, app_path=[EXAMPLES], data=tmp_path_factory.mktemp("examples")) as local_grid:
         yield local_grid.address
 
 

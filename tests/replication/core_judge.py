@@ -40,7 +40,10 @@ class PartitionRecord:
 
     def __init__(self) -> None:
         self.primaries: dict[int, Member] = {}
+        self.elected_in: dict[int, int] = {}  # the life of its host, by epoch
+        self.ended: set[int] = set()  # epochs whose primary has stepped down
         self.committed: list[tuple[int, int]] = []
+        self.committed_in: list[int] = []  # the epoch of the primary that committed each
         self.digests: list[int] = [0]
         self.votes: dict[tuple[int, Member], Member] = {}
         self.said: dict[Member, int] = {}
@@ -80,6 +83,7 @@ class Judge:
     def _sees_step_down(self, replica: Replica, before: Before, effects: list[ev.Effect]) -> None:
         """I17: who was primary says so before it does anything of a later epoch."""
         self.counts["step downs"] += 1
+        self._record(replica).ended.add(before.epoch)
         for effect in effects:
             if isinstance(effect, ev.StepDown):
                 return
@@ -102,9 +106,8 @@ class Judge:
                 self._sees_configuration(replica, before, effect)
             case ev.Serve(epoch):
                 committed = self._record(replica).committed
-                self.require(
-                    bool(committed) and committed[-1][0] == epoch, "I4", f"{replica.me} serves epoch {epoch} without an entry of it"
-                )
+                has_one = any(each == epoch for each, _ in reversed(committed))  # a later primary may have committed more
+                self.require(has_one, "I4", f"{replica.me} serves epoch {epoch} without an entry of it")
             case _:
                 pass
 
@@ -163,8 +166,11 @@ class Judge:
         known = record.primaries.get(replica.epoch)
         if known is not None:
             self.require(known == replica.me, "I1", f"{replica.me} and {known} are primaries of epoch {replica.epoch}")
+            is_same = record.elected_in[replica.epoch] == host.incarnation and replica.epoch not in record.ended
+            self.require(is_same, "I1", f"{replica.me} is primary of epoch {replica.epoch} a second time")
             return
         record.primaries[replica.epoch] = replica.me
+        record.elected_in[replica.epoch] = host.incarnation
         self.counts["elections"] += 1
         durable = host.disk.durable[replica.partition, replica.me.incarnation]
         self.require(
@@ -180,6 +186,8 @@ class Judge:
         )
         view = host.disk.view[replica.partition, replica.me.incarnation]
         for lsn in range(view.state.lsn + 1, len(record.committed) + 1):
+            if record.committed_in[lsn - 1] > replica.epoch:
+                break  # it was elected long ago, and hears of it only now
             has_it = lsn <= view.last_lsn and view.entry_at(lsn) == record.committed[lsn - 1]
             self.require(has_it, "I3", f"{replica.me} is primary of epoch {replica.epoch} without the committed entry {lsn}")
 
@@ -200,6 +208,7 @@ class Judge:
             else:
                 self.require(is_primary, "I2", f"{replica.me} commits {each}, which no primary has committed")
                 record.committed.append(entry)
+                record.committed_in.append(replica.epoch)
                 record.digests.append(next_digest(record.digests[-1], *entry))
                 found = view.record_at(each)
                 if found.configuration is not None:

@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from actorgrid.errors import CorruptLogError, DiskFullError, SettingsError, StorageError
-from actorgrid.storage.store import Store, StoreIdentity
+from actorgrid.storage import keys
+from actorgrid.storage.store import PeerMark, ReplicaPointer, Store, StoreIdentity
 
 IDENTITY = StoreIdentity("grid-1", "host-1", 8)
 
@@ -47,7 +48,7 @@ def test_a_store_gives_back_what_it_was_given_after_it_was_opened_again(tmp_path
     (StoreIdentity("grid-2", "host-1", 8), ["grid-1", "grid-2"]),
     (StoreIdentity("grid-1", "host-2", 8), ["host-1", "host-2"]),
     (StoreIdentity("grid-1", "host-1", 16), ["partition count", "8", "16"]),
-    (StoreIdentity("grid-1", "host-1", 8, format_version=2), ["format"]),
+    (StoreIdentity("grid-1", "host-1", 8, format_version=3), ["format", "2", "3"]),
     (StoreIdentity("grid-2", "host-2", 16), ["grid-1", "host-2", "16"]),
 ])  # fmt: skip
 def test_data_of_another_grid_host_or_partition_count_is_refused(tmp_path, identity, words):
@@ -58,6 +59,14 @@ def test_data_of_another_grid_host_or_partition_count_is_refused(tmp_path, ident
     for word in words:
         assert word in str(refused.value)
     with opened(tmp_path / "s"):
+        pass
+
+
+def test_data_of_the_first_storage_format_is_refused_by_its_number(tmp_path):
+    with opened(tmp_path / "s") as store:
+        old = b'{"cluster_id":"grid-1","host":"host-1","partition_count":8,"hosts":["host-1"],"format_version":1}'
+        put(store, [(keys.IDENTITY_KEY, old)])
+    with pytest.raises(SettingsError, match="holds storage format 1, this host was started for 2"), opened(tmp_path / "s"):
         pass
 
 
@@ -116,34 +125,153 @@ def test_sync_reports_from_its_own_thread(tmp_path):
         assert heard[0][1] is not threading.current_thread()
 
 
-# -- damaged files
-
-
-def write_log_files(path):
-    """A store at `path` as a crash leaves it: everything synced is in the write-ahead log, which is returned."""
-    running = path.with_name("running")
-    with opened(running) as store:
-        for number in range(50):
-            put(store, [(b"key%d" % number, b"v" * 300)])
-        shutil.copytree(running, path)  # a clean close would write tables
-    return max(path.glob("*.log"), key=lambda file: file.stat().st_size)
-
-
-def test_a_flipped_byte_in_synced_data_is_an_error_and_not_a_silent_loss(tmp_path):
-    file = write_log_files(tmp_path / "s")
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 0x40
-    file.write_bytes(data)
-    with pytest.raises(CorruptLogError), opened(tmp_path / "s"):
-        pass
-
-
-def test_a_torn_tail_is_accepted_and_everything_before_it_is_there(tmp_path):
-    file = write_log_files(tmp_path / "s")
-    file.write_bytes(file.read_bytes()[:-100])
+def test_a_view_is_the_state_of_its_call_through_writes_and_compactions(tmp_path):
     with opened(tmp_path / "s") as store:
-        assert all(store.get(b"key%d" % number) == b"v" * 300 for number in range(49))
-        assert store.get(b"key49") is None
+        put(store, [(b"k%03d" % number, b"old") for number in range(500)])
+        view = store.view()
+        for round_ in range(3):
+            batch = store.batch()
+            batch.delete_range(b"k100", b"k200")
+            for number in range(300, 600):
+                batch.put(b"k%03d" % number, b"new %d" % round_)
+            store.write(batch)
+            store._db.flush()
+        store._db.compact_range(None, None)
+        expected = [(b"k%03d" % number, b"old") for number in range(500)]
+        assert list(view.scan(b"k", b"l")) == expected
+        assert list(view.scan(b"k150", b"k160")) == expected[150:160]
+        assert (view.get(b"k150"), view.get(b"k599"), view.get(b"zzz")) == (b"old", None, None)
+        view.close()
+        view.close()
+        with pytest.raises(StorageError, match="closed"):
+            view.get(b"k150")
+
+
+def test_a_store_can_be_closed_and_opened_again_while_somebody_holds_a_view(tmp_path):
+    with opened(tmp_path / "s") as store:
+        put(store, [(b"a", b"1")])
+        view = store.view()
+        half = view.scan(b"", b"z")
+        next(half)
+    with opened(tmp_path / "s") as store:
+        assert store.get(b"a") == b"1"
+    with pytest.raises(StorageError, match="closed"):
+        next(half)
+
+
+# -- whose it is, and how far
+
+
+def test_a_store_has_a_name_of_its_own_for_good(tmp_path):
+    with opened(tmp_path / "s") as store, opened(tmp_path / "t") as other:
+        assert (store.is_new, other.is_new) == (True, True)
+        assert len(store.store_id) == 32
+        assert store.store_id != other.store_id
+        name = store.store_id
+    with opened(tmp_path / "s") as store:
+        assert (store.store_id, store.is_new) == (name, False)
+    shutil.rmtree(tmp_path / "s")
+    with opened(tmp_path / "s") as store:
+        assert store.is_new
+        assert store.store_id != name
+
+
+def test_a_store_that_went_back_in_time_can_become_another_one(tmp_path):
+    with opened(tmp_path / "s") as store:
+        name = store.store_id
+        batch = store.batch()
+        store.reborn(batch, 41)
+        store.write(batch)
+        assert store.store_id != name
+        name = store.store_id
+    with opened(tmp_path / "s") as store:
+        assert (store.store_id, store.is_new) == (name, False)
+        assert store.next_incarnation() == 42
+
+
+def test_the_position_counts_and_is_durable_with_the_batch_it_came_with(tmp_path):
+    with opened(tmp_path / "s") as store:
+        assert store.position == 0
+        for number in (1, 2, 3):
+            batch = store.batch()
+            batch.put(b"n", b"%d" % number)
+            assert store.advance(batch) == number
+            store.write(batch)
+        store.advance(store.batch())  # and that one is never written
+    for _ in range(2):
+        with opened(tmp_path / "s") as store:
+            assert store.position == 3
+            assert store.get(b"n") == b"3"
+
+
+def test_each_life_has_the_next_incarnation_and_it_can_be_raised_and_never_lowered(tmp_path):
+    for life in (1, 2):
+        with opened(tmp_path / "s") as store:
+            assert store.next_incarnation() == life
+    with opened(tmp_path / "s") as store:
+        batch = store.batch()
+        store.raise_incarnation(batch, 17)
+        store.write(batch)
+        for lower in (16, 17):
+            with pytest.raises(AssertionError):
+                store.raise_incarnation(store.batch(), lower)
+    with opened(tmp_path / "s") as store:
+        assert store.next_incarnation() == 18
+
+
+def test_marks_of_peers_the_bootstrap_plan_and_pointers_come_back(tmp_path):
+    marks = {"a": PeerMark(1, 2**63, "id"), "ähm": PeerMark(0, 0, ""), "b/c": PeerMark(2**40, 5, "x")}
+    pointers = [ReplicaPointer(0, 1, 1, "active"), ReplicaPointer(7, 2, 3, "retired"), ReplicaPointer(65_536, 9, 12, "building")]
+    with opened(tmp_path / "s") as store:
+        assert (store.peer_marks(), store.bootstrap_plan(), store.replica_pointers()) == ({}, None, [])
+        batch = store.batch()
+        for host, mark in marks.items():
+            store.put_peer_mark(batch, host, mark)
+        for pointer in (ReplicaPointer(7, 1, 1, "active"), *reversed(pointers)):
+            store.put_pointer(batch, pointer)
+        store.put_bootstrap_plan(batch, b"plan")
+        store.write(batch)
+        with pytest.raises(AssertionError, match="no state"):
+            store.put_pointer(store.batch(), ReplicaPointer(1, 1, 1, "lost"))
+    with opened(tmp_path / "s") as store:
+        assert store.peer_marks() == marks
+        assert store.bootstrap_plan() == b"plan"
+        assert store.replica_pointers() == pointers
+        assert [store.replica_pointer(partition) for partition in (0, 1, 7)] == [pointers[0], None, pointers[1]]
+
+
+def test_what_is_no_pointer_is_refused_as_corrupt(tmp_path):
+    with opened(tmp_path / "s") as store:
+        put(store, [(keys.pointer_key(3), b"junk")])
+        with pytest.raises(CorruptLogError, match="replica/"):
+            store.replica_pointers()
+
+
+def test_dropping_a_generation_drops_all_of_it_and_nothing_else(tmp_path):
+    with opened(tmp_path / "s") as store:
+        prefixes = [keys.replica_prefix(*which) for which in ((0, 1), (1, 1), (1, 2), (1, 3), (2, 1), (1, 2**32 - 1))]
+        for prefix in prefixes:
+            rows = [(prefix + suffix, b"v") for suffix in (b"", b"\0", b"s" * 20, b"\xff" * 30)]
+            put(store, rows, rows)
+        pairs, log = list(store.scan(b"", b"\xff")), list(store.scan_log(b"", b"\xff"))
+        for dropped in (prefixes[2], prefixes[5]):
+            batch = store.batch()
+            store.drop_generation(batch, int.from_bytes(dropped[:4], "big"), int.from_bytes(dropped[4:], "big"))
+            store.write(batch)
+            pairs, log = ([pair for pair in rows if not pair[0].startswith(dropped)] for rows in (pairs, log))
+            assert (list(store.scan(b"", b"\xff")), list(store.scan_log(b"", b"\xff"))) == (pairs, log)
+        assert len(pairs) == 16
+    with opened(tmp_path / "s") as store:
+        assert list(store.scan(b"", b"\xff")) == pairs
+
+
+def test_a_generation_is_never_given_out_twice(tmp_path):
+    with opened(tmp_path / "s") as store:
+        batch = store.batch()
+        store.put_pointer(batch, ReplicaPointer(1, 1, 5, "active"))
+        store.put_half_built(batch, 1, 8)
+        store.write(batch)
+        assert [store.new_generation(partition) for partition in (1, 1, 2, 1, 2)] == [9, 10, 1, 11, 2]
 
 
 # -- a disk that fails

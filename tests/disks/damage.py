@@ -1,0 +1,223 @@
+"""What disks do to a store: bytes that flip, files that go, space that ends, calls that fail or take long.
+
+Everything but the last is done to the data directory of a host that is down. Each function says what it did, for the log of faults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from rocksdict import Rdict, WriteOptions
+
+from actorgrid.replication.entry import HEAD_BYTES
+from actorgrid.storage.store import LOG_FAMILY, ReplicaPointer, Store, StoreIdentity, _log_options, _options
+from tests.disks.fuse import unmount
+
+_libc = ctypes.CDLL(None, use_errno=True)
+BALLAST: Final = "ballast"
+
+
+# -- bytes
+
+
+def _flip(path: Path, low: int, high: int, rng: random.Random) -> str:
+    offset = rng.randrange(low, high)
+    bit = rng.randrange(8)
+    with path.open("rb+") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 1 << bit]))
+    return f"flipped bit {bit} of byte {offset} of {path.stat().st_size} of {path.name}"
+
+
+def wal_files(store: Path) -> list[Path]:
+    """Write-ahead logs with anything in them, oldest first."""
+    return sorted(path for path in store.glob("*.log") if path.stat().st_size > 0)
+
+
+def flip_in_wal(store: Path, rng: random.Random) -> str:
+    """Anywhere but in the last record, which could be one that was never synced."""
+    path = wal_files(store)[-1]
+    return _flip(path, 0, path.stat().st_size * 9 // 10, rng)
+
+
+def flip_in_table(store: Path, rng: random.Random) -> str:
+    """In the data blocks of the largest table, which are read when somebody asks for what is in them."""
+    tables = sorted(store.glob("*.sst"), key=lambda path: path.stat().st_size)
+    assert tables, f"no table under {store}"
+    return _flip(tables[-1], 0, tables[-1].stat().st_size // 2, rng)
+
+
+def flip_in_manifest(store: Path, rng: random.Random) -> str:
+    path = max(store.glob("MANIFEST-*"))
+    return _flip(path, 0, path.stat().st_size, rng)
+
+
+def delete_wal(store: Path) -> str:
+    """RocksDB opens what is left without an error."""
+    paths = wal_files(store)
+    size = sum(path.stat().st_size for path in paths)
+    for path in paths:
+        path.unlink()
+    return f"deleted {len(paths)} write-ahead logs, {size} bytes"
+
+
+def cut_wal(store: Path, rng: random.Random) -> str:
+    """RocksDB opens what is left without an error: a torn end is what a power loss leaves."""
+    path = wal_files(store)[-1]
+    size = path.stat().st_size
+    left = rng.randrange(size // 10, size * 9 // 10)
+    os.truncate(path, left)
+    return f"cut {path.name} from {size} to {left} bytes"
+
+
+def flip_in_log_record(store: Path, partition: int, rng: random.Random) -> str:
+    """One bit of one record of the replicated log, behind RocksDB's back: its own checksum is right."""
+    database = Rdict(str(store), _options(), column_families={LOG_FAMILY: _log_options()})
+    log = database.get_column_family(LOG_FAMILY)
+    prefix = partition.to_bytes(4, "big")
+    keys = [key for key in log.keys() if key[:4] == prefix]  # noqa: SIM118 - no dict
+    assert keys, f"no log record of partition {partition}"
+    key = rng.choice(keys)
+    value = bytearray(log[key])
+    offset, bit = rng.randrange(HEAD_BYTES, len(value)), rng.randrange(8)
+    value[offset] ^= 1 << bit
+    options = WriteOptions()
+    log.put(key, bytes(value), options)
+    log.close()
+    database.flush_wal(True)
+    database.close()
+    return f"flipped bit {bit} of byte {offset} of {len(value)} of the log record {key.hex()} of partition {partition}"
+
+
+# -- whole directories
+
+
+def pointers(data_dir: Path, identity: StoreIdentity) -> dict[int, ReplicaPointer]:
+    """Which replicas a host that is down has, by partition."""
+    store = Store(data_dir / "store", identity)
+    found = {pointer.partition: pointer for pointer in store.replica_pointers()}
+    store.close()
+    return found
+
+
+def swap(a: Path, b: Path) -> None:
+    """What is in one directory is in the other."""
+    aside = a.with_name(a.name + ".swapped")
+    a.rename(aside)
+    b.rename(a)
+    aside.rename(b)
+
+
+# -- space
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size_mib: int = 96) -> Iterator[None]:
+    """A file system of that size at `path`."""
+    path.mkdir(parents=True, exist_ok=True)
+    if _libc.mount(b"tmpfs", bytes(path), b"tmpfs", ctypes.c_ulong(0), f"size={size_mib}m".encode()) != 0:
+        raise OSError(ctypes.get_errno(), f"cannot mount at {path}")
+    try:
+        yield
+    finally:
+        unmount(path)
+
+
+def fill_up(path: Path) -> int:
+    """Take all the space there is; returns how much that was."""
+    taken = 0
+    with (path / BALLAST).open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            while True:
+                try:
+                    taken += file.write(bytes(size))
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    break
+    return taken
+
+
+def give_space(path: Path) -> None:
+    """Give back what `fill_up` took."""
+    (path / BALLAST).unlink()
+
+
+# -- calls
+
+
+def reason_no_strace() -> str:
+    """Why no system call can be tampered with here; empty if it can."""
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    probe = subprocess.run(
+        ["strace", "-f", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1", "true"],
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
+    return "" if probe.returncode == 0 else f"strace does not work: {probe.stderr.decode(errors='replace')[:200]}"
+
+
+class Tampered:
+    """The calls of a running process are tampered with while this context is open.
+
+    :param what: as after ``strace -e inject=``, for example ``fdatasync:error=EIO:when=1``
+    """
+
+    def __init__(self, pid: int, what: str, log: Path) -> None:
+        self._log = log
+        self._command = [
+            "strace",
+            "-f",
+            "-ttt",
+            "-p",
+            str(pid),
+            "-o",
+            str(log),
+            "-e",
+            f"trace={what.split(':')[0]}",
+            "-e",
+            f"inject={what}",
+        ]
+
+    def __enter__(self) -> Tampered:
+        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert self._process.stderr is not None
+        os.set_blocking(self._process.stderr.fileno(), False)
+        deadline, said = time.monotonic() + 10, b""
+        while b"attached" not in said:  # it says so once all threads are
+            said += self._process.stderr.read() or b""
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.__exit__()
+                raise RuntimeError(f"strace cannot attach: {said.decode(errors='replace')[:300]}")
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(timeout=10)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    @property
+    def hits(self) -> list[str]:
+        """Calls that were tampered with so far."""
+        return [line for line in self._log.read_text(errors="replace").splitlines() if "INJECTED" in line or "DELAYED" in line]
