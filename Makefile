@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench faults clean
 
 help:            ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,11 @@ check: $(STAMP)  ## the fast half of `make test`: no cluster, no slow tests
 
 bench: $(STAMP)  ## measure calls per second, latency, CPU per call and memory on this machine (two minutes)
 	$(BIN)/python -m bench run write read memory
+
+faults: $(STAMP) ## 100 faults with real processes under load: kills, stops, cuts, disks (a quarter of an hour; as root, for the cuts)
+	$(BIN)/python -m tests.faults.campaign --seed 1 --kills 50 --stops 20 --cuts 20 --disks 10 --partitions 64
+	$(BIN)/python -m tests.faults.failover_gap
+	$(BIN)/python -m tests.faults.stale_reads
 
 clean:           ## remove the virtual environment and caches (no data directory)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

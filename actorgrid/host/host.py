@@ -53,7 +53,7 @@ from actorgrid.host.replica_shell import ReplicaShell
 from actorgrid.host.residents import Residents
 from actorgrid.host.runner import Runner
 from actorgrid.host.server import ConnectionCounters, HostConnection, unknown_verb
-from actorgrid.host.supervision import LocalSupervisor, Supervisor
+from actorgrid.host.supervision import BlindSupervisor, LocalSupervisor, Supervisor
 from actorgrid.host.watchdog import Watchdog
 from actorgrid.ids import HostName, new_client_id
 from actorgrid.replication import events as ev
@@ -97,6 +97,8 @@ class HostConfig:
     """What a host is told at start.
 
     :ivar hosts: all hosts of the grid; their order decides where the first replicas are
+    :ivar watches_processes: whether processes of other hosts on this machine that have ended are taken for dead by the kernel's word; false:
+        only by that of a supervisor, and by silence
     :ivar app: modules with actor classes; :ivar app_path: directories put in front of ``sys.path`` before they are imported
     """
 
@@ -114,6 +116,7 @@ class HostConfig:
     app_path: tuple[str, ...] = ()
     settings: HostSettings = dataclasses.field(default_factory=HostSettings)
     wire: WireSettings = dataclasses.field(default_factory=WireSettings)
+    watches_processes: bool = True
 
     def __post_init__(self) -> None:
         problems = []
@@ -175,7 +178,7 @@ class Host:
         self.watermarks: dict[bytes, int] = {}
         self.state = "starting"
         self._offloader: Offloader = offloader or ProcessOffloader(config.app_path)
-        self._supervisor: Supervisor = supervisor or LocalSupervisor()
+        self._supervisor: Supervisor = supervisor or (LocalSupervisor() if config.watches_processes else BlindSupervisor())
         self._rng = random.Random()  # noqa: S311 - election timeouts
         self._incarnation = 0
         self._counters = ConnectionCounters()

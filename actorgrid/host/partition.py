@@ -575,6 +575,7 @@ class HostedPartition:
             if not waiter.done():
                 waiter.set_exception(HostUnavailableError(f"partition {self.id} is out of duty: {why}"))
         for turn in self.admission.give_up():
+            self._runner.release(turn)
             turn.answer(STATUS_ERROR, refused)
         self._in_flight.clear()
         self._gated.clear()
@@ -591,6 +592,7 @@ class HostedPartition:
                 # What it has changed is gone, what others did for it is not: it must be known as one that was sent before.
                 turn.answer(STATUS_ERROR, doubt if turn.calls_made else refused)
             for turn in activation.queue or ():
+                self._runner.release(turn)
                 turn.answer(STATUS_ERROR, refused)
             activation.running, activation.queue = (), None
         self.activations.clear()

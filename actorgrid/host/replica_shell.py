@@ -313,7 +313,8 @@ class ReplicaShell:
         if self.durable.apply(batch, self.core.committed_lsn):
             if self.durable.log_start_lsn != start_lsn:
                 self.step(ev.LogStartMoved(self.durable.log_start_lsn))
-            if self._office is not None and (changed := self.durable.take_changed_addresses()):
+            changed = self.durable.take_changed_addresses()
+            if changed and self._office is not None and self.core.role is not Role.PRIMARY:
                 self._commit.after_write(lambda: self._office.forget(changed) if self._office is not None else None)
             self._commit.after_write(self._after_apply)
 

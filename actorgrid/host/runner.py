@@ -234,7 +234,7 @@ class Runner:
         self.refuse_with(turn, error_payload(error))
 
     def refuse_with(self, turn: Turn, payload: bytes) -> None:
-        self._release(turn)
+        self.release(turn)
         turn.activation.partition.admission.forget(turn)
         turn.answer(STATUS_ERROR, payload)
 
@@ -310,7 +310,7 @@ class Runner:
         if turn.timer is not None:
             turn.timer.cancel()
         if activation.dead:
-            self._release(turn)
+            self.release(turn)
             return
         self._finish(turn, value, error)
         # Not from here: this task is the current one, and the next turn must find none.
@@ -348,7 +348,7 @@ class Runner:
         running = activation.running
         activation.running = ()
         for each in running:
-            self._release(each)
+            self.release(each)
             if each is not turn and each.task is not None:
                 each.task.cancel()
             activation.partition.admission.forget(each)
@@ -370,7 +370,7 @@ class Runner:
             self._discard(turn, DeadlineExceededError(f"{turn.method.qualified_name} {text}; nothing it changed was kept"))
             return
         if isinstance(error, StorageError) and activation.partition.store_has_failed:  # and not another host's, or one of the actor's own
-            self._release(turn)
+            self.release(turn)
             activation.partition.store_failed(error)
             return
         method, state, scope = turn.method, activation.state, turn.scope
@@ -418,13 +418,14 @@ class Runner:
             state.end()
 
     def _end(self, turn: Turn) -> None:
-        self._release(turn)
+        self.release(turn)
         activation = turn.activation
         activation.running = (
             activation.running[:-1] if activation.running[-1] is turn else tuple(t for t in activation.running if t is not turn)
         )
 
-    def _release(self, turn: Turn) -> None:
+    def release(self, turn: Turn) -> None:
+        """`turn` is over, or will never run: it counts for no bound any more."""
         if not turn.over:
             turn.over = True
             self.admitted -= 1

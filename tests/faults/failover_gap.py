@@ -63,7 +63,8 @@ async def measure(
     """All repeats of both modes, on one grid."""
     rng = random.Random(f"{seed}/failover")
     kills: list[Kill] = []
-    async with GridProcesses(directory / "grid", partitions=partitions, replica_set_size=replicas) as hosts:
+    # Hosts that see nothing by themselves: what they know of a death is what a supervisor tells them, or what silence does.
+    async with GridProcesses(directory / "grid", partitions=partitions, replica_set_size=replicas, watches_processes=False) as hosts:
         load = LoadProcesses(
             directory / "load",
             hosts,

@@ -193,7 +193,7 @@ class GridProcesses:
 
     :param directory: for everything: data, configurations, logs
     :param hosts: how many; they listen on 127.0.0.2 and up
-    :param environment: further variables of the host processes, for example settings
+    :param watches_processes: whether the hosts see each other's processes die by themselves, as hosts on one machine do
     """
 
     def __init__(
@@ -205,6 +205,7 @@ class GridProcesses:
         replica_set_size: int = 3,
         app: str = "fault_ledger",
         settings: dict[str, Any] | None = None,
+        watches_processes: bool = True,
     ) -> None:
         self.directory = directory.resolve()
         self.partition_count = partitions
@@ -214,6 +215,7 @@ class GridProcesses:
         self.told: list[dict[str, Any]] = []
         self._app = app
         self._settings = settings or {}
+        self._watches_processes = watches_processes
         self._supervisor: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -272,6 +274,7 @@ class GridProcesses:
             "app": [self._app],
             "app_path": [str(APPS)],
             "settings": self._settings,
+            "watches_processes": self._watches_processes,
         }
 
     @property
