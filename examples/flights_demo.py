@@ -38,8 +38,9 @@ from actorgrid.errors import ActorGridError
 from actorgrid.ids import make_address, partition_of
 
 CALLS_PER_DEPARTURE = 4
-#: Until others have taken over, the calls to a host that died wait, and those to the others should go on: enough for about a second.
-IN_FLIGHT_MAX = 16_384
+#: Keeps all hosts busy, and is answered within a fraction of a second: a longer queue would only be a longer wait for every call in it,
+#: also while others take over from a host that died.
+IN_FLIGHT_MAX = 4_096
 #: Between two looks at the answers: large enough to fill frames, small enough to keep the connections busy.
 DEPARTURES_PER_TICK = 64
 ACTORS_PER_READ = 500

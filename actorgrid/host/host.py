@@ -97,8 +97,8 @@ class HostConfig:
     """What a host is told at start.
 
     :ivar hosts: all hosts of the grid; their order decides where the first replicas are
-    :ivar watches_processes: whether processes of other hosts on this machine that have ended are taken for dead by the kernel's word; false:
-        only by that of a supervisor, and by silence
+    :ivar watches_processes: whether the kernel's word counts for processes of hosts on this machine that have ended; if not, only a
+        supervisor's, and silence
     :ivar app: modules with actor classes; :ivar app_path: directories put in front of ``sys.path`` before they are imported
     """
 

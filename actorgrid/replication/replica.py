@@ -330,7 +330,7 @@ class Replica:
         self._take_role()
         if self.role is Role.ACTIVE_SECONDARY:
             # Whoever should be primary asks first; the others give it time. If there is a primary, its support binds the voters.
-            self._urgent_ns = max(now_ns, self._liveness.quiet_until_ns) + self._rank_without("") * 5 * self._times.stagger_ns
+            self._urgent_ns = max(now_ns, self._quiet_until_ns()) + self._rank_without("") * 5 * self._times.stagger_ns
         self.wake_ns = now_ns
 
     def _take_role(self) -> None:

@@ -207,6 +207,7 @@ def test_a_stopped_host_is_replaced_and_comes_back(running: LocalGrid) -> None:
             wait_for(lambda: adding.calls > calls + len(COUNTERS), "no traffic")
         finally:
             running.kill_host("host-1", signal.SIGCONT)
+    print(f"longest call while host-1 was stopped: {max(adding.longest_s.values()):.2f} s")
     assert result.returncode == 0, result.stderr
     assert took_s < 5, "3 s, and the start of the command on a busy machine"
     report = json.loads(result.stdout)

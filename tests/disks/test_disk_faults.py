@@ -234,7 +234,6 @@ async def damage_one(trial: Trial, name: str, host: DiskHost, rng: random.Random
     """Stop `host`, damage its disk, start it, and wait until it has found that out and the grid is whole."""
     hosts = trial.hosts
     inflict, ways = DAMAGES[name]
-    aside = len(host.stores_aside)
     if inflict is _old:
         await hosts.kill_now([host.name])
         shutil.rmtree(host.kept_dir, ignore_errors=True)
@@ -249,7 +248,7 @@ async def damage_one(trial: Trial, name: str, host: DiskHost, rng: random.Random
         await hosts.wait_healthy()
         await hosts.kill_now([host.name])
     done = inflict(host, rng)
-    said_before = host.log_bytes
+    aside, said_before = len(host.stores_aside), host.log_bytes
     timer = Timer()
     hosts.revive(host.name)
     await hosts.wait_healthy()

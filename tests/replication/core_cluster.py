@@ -149,6 +149,7 @@ class Cluster:
         self.copy_ns: Callable[[], int] = lambda: int(self.rng.uniform(20, 300) * MS)
         self.loss = 0.0
         self.doubling = 0.0
+        self.holds_beats = False  # by hand: beats and their answers wait as other messages do
         self.on_effect: Callable[[Host, Replica, ev.Effect], None] = lambda host, replica, effect: None
         self.chunk_records = 3
         self._replica_class = replica_class
@@ -314,7 +315,7 @@ class Cluster:
             self._deliver_after(envelope.number, self.latency_ns())
             if self.rng.random() < self.doubling:
                 self.duplicate(envelope.number)
-        elif isinstance(payload, Beat | BeatAnswer):
+        elif isinstance(payload, Beat | BeatAnswer) and not self.holds_beats:
             self.deliver(envelope.number)
 
     def _deliver_after(self, number: int, delay_ns: int) -> None:
@@ -392,6 +393,31 @@ class Cluster:
         self.judge.require(
             not effects and replica.rejected_total == rejected + 1, "I7", f"{replica.me} did {effects} for another incarnation"
         )
+
+    def between(self, source: str, target: str, kind: type | tuple[type, ...] = object) -> list[int]:
+        """The numbers of what is on its way from `source` to `target`, oldest first."""
+        return [n for n, e in self.in_flight.items() if (e.source, e.target) == (source, target) and isinstance(e.payload, kind)]
+
+    def settle(self, without: Iterable[str] = ()) -> None:
+        """By hand: deliver and sync until nothing is left to do at this moment; what concerns the hosts `without` waits."""
+        waiting = list(without)
+        for _ in range(1000):
+            numbers = [n for n, e in self.in_flight.items() if e.source not in waiting and e.target not in waiting]
+            names = [host.name for host in self.hosts.values() if host.runs and host.disk.unsynced and host.name not in waiting]
+            if not numbers and not names:
+                return
+            for number in numbers:
+                self.deliver(number)
+            for name in names:
+                self.sync(name)
+        raise AssertionError("it does not settle:\n" + "\n".join(self.tail(40)))
+
+    def go_on(self, duration_ns: int, without: Iterable[str] = ()) -> None:
+        """By hand: let time pass, and everything settle all the while."""
+        end_ns = self.now_ns + duration_ns
+        while self.now_ns < end_ns:
+            self.run(min(10 * MS, end_ns - self.now_ns))
+            self.settle(without)
 
     def cut(self, source: str, target: str) -> None:
         """Nothing goes from `source` to `target`."""

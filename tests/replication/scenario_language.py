@@ -480,17 +480,8 @@ class ClusterWorld(World):
 
     def do_settle(self, words: list[str]) -> list[str]:
         """Deliver and sync until nothing is left to do, at this moment; ``settle without a`` leaves alone what concerns `a`."""
-        without = words[1:]
-        for _ in range(1000):
-            numbers = [number for number, e in self.cluster.in_flight.items() if e.source not in without and e.target not in without]
-            names = [h.name for h in self.cluster.hosts.values() if h.runs and h.disk.unsynced and h.name not in without]
-            if not numbers and not names:
-                return []
-            for number in numbers:
-                self.cluster.deliver(number)
-            for name in names:
-                self.cluster.sync(name)
-        raise AssertionError("it does not settle")
+        self.cluster.settle(words[1:])
+        return []
 
     def do_cut(self, words: list[str]) -> list[str]:
         for word in words:
@@ -508,13 +499,11 @@ class ClusterWorld(World):
     # -- hosts
 
     def do_time(self, words: list[str]) -> list[str]:
-        """``time +2s``: what is due happens; ``time +2s settle``: every 10 ms everything settles."""
-        left_ns = duration_ns(words[0])
-        while left_ns > 0:
-            self.cluster.run(min(left_ns, 10 * MS))
-            left_ns -= 10 * MS
-            if "settle" in words:
-                self.do_settle(words[words.index("settle") + 1 :] and ["without", *words[words.index("without") + 1 :]])
+        """``time +2s``: what is due happens; ``time +2s settle [without a b]``: and everything settles all the while."""
+        if "settle" in words:
+            self.cluster.go_on(duration_ns(words[0]), words[3:])
+        else:
+            self.cluster.run(duration_ns(words[0]))
         return []
 
     def do_sync(self, words: list[str]) -> list[str]:
