@@ -38,6 +38,7 @@ class Homing:
         self._peers = peers
         self._hosts = hosts
         self._replica_set_size = replica_set_size
+        self._homes: dict[int, str] = {}
         self.swapped_total = 0
         self.abandoned_total = 0
 
@@ -61,7 +62,9 @@ class Homing:
         if not partition.serving:
             return None
         core = partition.replica
-        home = first_configuration(partition.id, self._hosts, self._replica_set_size).voters[0].host
+        home = self._homes.get(partition.id)
+        if home is None:
+            home = self._homes[partition.id] = first_configuration(partition.id, self._hosts, self._replica_set_size).voters[0].host
         if home == core.me.host or not self._peers.is_steady(home, STEADY_S):
             return None
         member = next((member for member in core.configuration.voters if member.host == home), None)

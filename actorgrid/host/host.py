@@ -74,6 +74,8 @@ SWEEP_EVERY_S: Final = 0.25
 #: How often replicas are asked whether their time has come.
 TICK_S: Final = 0.02
 COPY_TICK_S: Final = 1.0
+#: How often primaries look whether a replica is to be replaced or may vote now.
+REPAIR_TICK_S: Final = 0.05
 #: A disk that has not answered two syncs by then is no reason not to start.
 ALONE_SERVES_S: Final = 10.0
 #: Changes of the map within so long are pushed to clients together.
@@ -271,6 +273,7 @@ class Host:
         self._sweep()
         self._tick()
         self._tick_copies()
+        self._tick_repairs()
         self._homing_task = loop.create_task(self._bring_home(), name="homing")
         await self._until_alone_serves()
         logger.info(
@@ -515,11 +518,21 @@ class Host:
         if self._has_begun:
             now_ns = time.monotonic_ns()
             for shell in list(self.shells.values()):
-                shell.tick(now_ns)
+                if now_ns >= shell.core.wake_ns:
+                    shell.step(ev.TimePassed())
 
     def _tick_copies(self) -> None:
         self._timers["copies"] = self._loop.call_later(COPY_TICK_S, self._tick_copies)
         self._guarded(self._copying.tick)
+
+    def _tick_repairs(self) -> None:
+        self._timers["repairs"] = self._loop.call_later(REPAIR_TICK_S, self._tick_repairs)
+        self._guarded(self._repair)
+
+    def _repair(self) -> None:
+        if self._has_begun:
+            for shell in list(self.shells.values()):
+                shell.repair()
 
     def _guarded(self, action: Callable[[], Any]) -> None:
         """Do what replicas want; a broken invariant ends the duty of the host, before it does harm."""

@@ -237,23 +237,21 @@ class ReplicaShell:
         self.step(ev.AppendReceived(message, heads, host, incarnation))
         self._incoming = None
 
-    def tick(self, now_ns: int) -> None:
-        """Let time pass, and mend the configuration where it is broken."""
-        if now_ns >= self.core.wake_ns:
-            self.step(ev.TimePassed())
-        if self.core.serving and (self.lost or self.core.configuration.idle):
-            self._repair()
+    def repair(self) -> None:
+        """Mend the configuration where it is broken, as primary (design.md, section 9).
 
-    def _repair(self) -> None:
-        """A lost voter is replaced by what can be built on its host, and what is built and has caught up votes (design.md, section 9)."""
+        A lost replica is replaced by what can be built on its host, and what is built and has caught up votes.
+        """
         core = self.core
+        if not core.serving:
+            return
         configuration = core.configuration
-        if core.log.configuration_lsn > core.committed_lsn or core.is_swapping or self.wanted:
+        if not (self.lost or configuration.idle) or core.log.configuration_lsn > core.committed_lsn or core.is_swapping or self.wanted:
             return
         for member, successor in list(self.lost.items()):
-            if member not in configuration.voters:
+            if member not in configuration.members:
                 del self.lost[member]
-            elif len(configuration.voters) > 1:
+            elif member in configuration.idle or len(configuration.voters) > 1:
                 self.want(configuration.replaced(member, successor))
                 return
         for member in configuration.idle:
