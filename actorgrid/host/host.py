@@ -290,7 +290,7 @@ class Host:
         try:
             if condemned.exists() and config.has_copies:
                 raise CorruptLogError(condemned.read_text() or "it was found to be damaged")
-            store = Store(path, identity)
+            store = self._open_or_salvage(path, identity)
         except CorruptLogError as error:
             if not config.has_copies:
                 raise
@@ -304,6 +304,20 @@ class Host:
             for directory in (config.data_dir, config.data_dir.parent):
                 _sync_names(directory)
         return store
+
+    def _open_or_salvage(self, path: Path, identity: StoreIdentity) -> Store:
+        """The store, up to the first damage in its write-ahead log.
+
+        After a loss of power the end that was not synced may be there in parts, in any order, which looks like damage. What is before it is
+        everything that was synced; if it is not, the peers remember more and say so (I6). Without peers damage is refused.
+        """
+        try:
+            return Store(path, identity)
+        except CorruptLogError as error:
+            if not self.config.has_copies:
+                raise
+            logger.warning("write-ahead log is damaged, what is before the damage is taken path=%s error=%s", path, error)
+            return Store(path, identity, salvage=True)
 
     def _recover(self) -> None:
         """Read every replica this host has. One whose log cannot be trusted leaves duty and is built anew by its partition's primary."""

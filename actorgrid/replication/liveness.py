@@ -87,6 +87,7 @@ class Liveness:
         self._lives: dict[str, int] = {}
         self._last_number = incarnation << 32
         self._heard_ns: dict[str, int] = {}
+        self._beaten_ns: dict[str, int] = {}
         self._received: dict[str, Received] = {}
         self._dead: dict[HostLife, None] = {}
         self._announced: dict[str, Announcement] = {}
@@ -104,6 +105,10 @@ class Liveness:
     def heard(self, host: str, now_ns: int) -> None:
         """Something of the newest life of `host` arrived."""
         self._heard_ns[host] = now_ns
+
+    def beaten_ns(self, host: str) -> int:
+        """When the last beat of `host` arrived; 0: never. A host whose disk does not answer sends none, and may answer those of others."""
+        return self._beaten_ns.get(host, 0)
 
     def heard_ns(self, host: str) -> int:
         """When `host` was last heard; 0: never."""
@@ -136,7 +141,7 @@ class Liveness:
         life = HostLife(host, incarnation)
         if incarnation < self._lives[host] or life in self._dead:
             return 0
-        self._heard_ns[host] = now_ns
+        self._heard_ns[host] = self._beaten_ns[host] = now_ns
         given = self._given.get(life)
         if given is None or given.until_ns <= now_ns:
             self._last_number += 1

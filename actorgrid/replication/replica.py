@@ -711,7 +711,7 @@ class Replica:
         """When the primary was heard for the last time: by an append, or by a beat of its host that says it is primary still."""
         primary = self.primary
         if primary is not None and self._liveness.vouches(primary.host, self._primary_life, self.partition, self.epoch):
-            return max(self._heard_ns, self._liveness.heard_ns(primary.host))
+            return max(self._heard_ns, self._liveness.beaten_ns(primary.host))
         return self._heard_ns
 
     def _on_time(self, now_ns: int) -> None:
@@ -955,6 +955,8 @@ class Replica:
             progress.match_lsn = ack.lsn
             progress.moved_ns = now_ns
             self._advance_commit(now_ns)
+            if self._swap_target is not None:
+                self._hand_over_if_ready(now_ns)  # others may have committed it all before the target had it
             if self.role is not Role.PRIMARY:
                 return
         is_first = progress.pace is Pace.PROBE

@@ -175,6 +175,8 @@ class View:
 class Store:
     """An open store. Methods are called from one thread, the loop's; `sync` reports from another.
 
+    :param salvage: take what is before the first damage in the write-ahead log, instead of refusing it. That may lack what was synced: only
+        for who compares `position` with what others remember (I6)
     :ivar store_id: 32 hex digits, drawn when the store was made
     :ivar is_new: it was made by this very opening
     :ivar position: how many batches were advanced (see `advance`), as far as both families have them
@@ -184,7 +186,7 @@ class Store:
     :raises StorageError: anything else the disk says
     """
 
-    def __init__(self, path: Path, identity: StoreIdentity) -> None:
+    def __init__(self, path: Path, identity: StoreIdentity, *, salvage: bool = False) -> None:
         self.path = path
         self.store_id = ""
         self.is_new = False
@@ -198,7 +200,7 @@ class Store:
         try:
             path.mkdir(parents=True, exist_ok=True)
             refuse_what_hangs(path)
-            self._db = Rdict(str(path), _options(), column_families={LOG_FAMILY: _log_options()})
+            self._db = Rdict(str(path), _options(salvage=salvage), column_families={LOG_FAMILY: _log_options()})
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception for everything
             raise _open_error(path, error) from None
         self._log_db = self._db.get_column_family(LOG_FAMILY)
@@ -513,13 +515,14 @@ def _open_error(path: Path, error: Exception) -> Exception:
     return _classify(f"cannot open {path}: {message}")
 
 
-def _options() -> Options:
+def _options(*, salvage: bool) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
     # The default mode drops synced data behind a flipped byte without a word (tests/storage shows it);
     # this one accepts a torn tail and nothing else.
-    options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+    mode = DBRecoveryMode.point_in_time() if salvage else DBRecoveryMode.tolerate_corrupted_tail_records()
+    options.set_wal_recovery_mode(mode)
     options.set_paranoid_checks(True)
     # Both families go into tables together, so that what tables have is one moment, and one write-ahead log has what came after. Else
     # several are needed at a time, and an older one that is lost or cut leaves a gap in the middle that no position tells.
