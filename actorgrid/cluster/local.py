@@ -304,11 +304,12 @@ async def _wait_until_served(grid: GridFile, deadline: float) -> tuple[str, ...]
     await _wait_until_answered(grid, deadline, list(grid.hosts))
     deadline = min(time.monotonic() + PRIMARIES_WAIT_S, max(deadline, time.monotonic() + 1.0))
     while True:
-        seen = await grid_report(grid)
-        waiting = unserved(seen)
+        asked_at = time.monotonic()
+        waiting = unserved(await grid_report(grid))
         if not waiting or time.monotonic() > deadline:
             break
-        await asyncio.sleep(ASK_AGAIN_S)
+        # Of many partitions the question itself is work for hosts that have enough to do.
+        await asyncio.sleep(max(ASK_AGAIN_S, 2 * (time.monotonic() - asked_at)))
     by_why: dict[str, list[int]] = {}
     for partition in waiting:
         by_why.setdefault(f"{partition['health']}: {partition['why']}", []).append(partition["id"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -142,7 +143,9 @@ class _Merger:
     def report(self) -> Report:
         partition_map = self._map
         partitions = [self._partition(number) for number in range(1, partition_map.partition_count + 1)]
-        hosts = [self._host(info, partitions) for info in partition_map.hosts]
+        # Counted here, so that hosts and partitions of one report agree; what hosts count includes the system partition.
+        roles = Counter((replica["host"], replica["role"]) for partition in partitions for replica in partition["replicas"])
+        hosts = [self._host(info, roles) for info in partition_map.hosts]
         nodes: dict[str, dict[str, Any]] = {}
         for host in hosts:
             state = "down" if host["state"] == "unreachable" else "up"
@@ -168,10 +171,9 @@ class _Merger:
         answer = self._answered.get(host)
         return str(answer["host"]["node"]) if answer is not None else self._nodes.get(host, "")
 
-    def _host(self, info: HostInfo, partitions: list[dict[str, Any]]) -> dict[str, Any]:
-        # Counted here, so that hosts and partitions of one report agree; what hosts count includes the system partition.
-        roles = [replica["role"] for partition in partitions for replica in partition["replicas"] if replica["host"] == info.name]
-        counts = {"primaries": roles.count("primary"), "secondaries": sum(role.endswith("secondary") for role in roles)}
+    def _host(self, info: HostInfo, roles: Counter[tuple[str, str]]) -> dict[str, Any]:
+        secondaries = roles[info.name, "active_secondary"] + roles[info.name, "idle_secondary"]
+        counts = {"primaries": roles[info.name, "primary"], "secondaries": secondaries}
         answer = self._answered.get(info.name)
         if answer is not None:
             return {**answer["host"], **counts, "why": ""}

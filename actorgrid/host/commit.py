@@ -253,6 +253,9 @@ class GroupCommit:
         except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
             self._fail_because(error)
             return
+        for writer in writers:
+            if writer.has_unapplied:  # one that was just elected takes nothing before it serves, and may lose office before
+                self.has_unapplied(writer)
         self._run_after_write()
 
     def apply_now(self, writer: Writer) -> None:
@@ -265,6 +268,8 @@ class GroupCommit:
         batch = self._store.batch()
         writer.write_applied(batch)
         self._store.write(batch)
+        if writer.has_unapplied:
+            self.has_unapplied(writer)
         self._run_after_write()
 
     def _run_after_write(self) -> None:

@@ -193,5 +193,3 @@ def test_a_restarted_host_gets_its_primaries_back(tmp_path, monkeypatch):
             await until(lambda: {number: host.config.name for number, host in three.primaries().items()} == home, 15)
 
     run(main, timeout_s=40)
-
-
