@@ -20,7 +20,7 @@ from typing import Final
 from rocksdict import Rdict, WriteOptions
 
 from actorgrid.replication.entry import HEAD_BYTES
-from actorgrid.storage.store import LOG_FAMILY, ReplicaPointer, Store, StoreIdentity, _log_options, _options
+from actorgrid.storage.store import LOG_FAMILY, _log_options, _options
 from tests.disks.fuse import unmount
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -84,7 +84,7 @@ def cut_wal(store: Path, rng: random.Random) -> str:
 
 def flip_in_log_record(store: Path, partition: int, rng: random.Random) -> str:
     """One bit of one record of the replicated log, behind RocksDB's back: its own checksum is right."""
-    database = Rdict(str(store), _options(), column_families={LOG_FAMILY: _log_options()})
+    database = Rdict(str(store), _options(salvage=False), column_families={LOG_FAMILY: _log_options()})
     log = database.get_column_family(LOG_FAMILY)
     prefix = partition.to_bytes(4, "big")
     keys = [key for key in log.keys() if key[:4] == prefix]  # noqa: SIM118 - no dict
@@ -102,14 +102,6 @@ def flip_in_log_record(store: Path, partition: int, rng: random.Random) -> str:
 
 
 # -- whole directories
-
-
-def pointers(data_dir: Path, identity: StoreIdentity) -> dict[int, ReplicaPointer]:
-    """Which replicas a host that is down has, by partition."""
-    store = Store(data_dir / "store", identity)
-    found = {pointer.partition: pointer for pointer in store.replica_pointers()}
-    store.close()
-    return found
 
 
 def swap(a: Path, b: Path) -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -113,10 +113,6 @@ class DiskGrid(GridProcesses):
         for host in victims:
             assert host.process is not None
             self.exits.append(Exit(host.name, pids[host.name], host.process.returncode, time.monotonic_ns(), wanted=True))
-
-    async def status(self, name: str) -> dict[str, Any]:
-        """What one host says of itself; empty if it does not answer."""
-        return (await self.observe()).statuses.get(name, {})
 
     async def wait_for(self, what: str, condition: Callable[[Observation], bool], timeout_s: float = 30.0) -> Observation:
         """Until `condition` holds of what the hosts say.
@@ -232,18 +228,6 @@ class Trial:
     def show(self) -> None:
         for verdict in self.verdicts:
             print(verdict)
-
-
-@contextlib.asynccontextmanager
-async def trial_on(
-    directory: Path, *, seed: int, callers: dict[str, int] | None = None, probe: bool = False, **options: Any
-) -> AsyncIterator[Trial]:
-    """A grid on ordinary directories, with its load."""
-    async with (
-        DiskGrid(directory / "grid", **options) as hosts,
-        Trial(hosts, directory / "load", seed=seed, callers=callers, probe=probe) as trial,
-    ):
-        yield trial
 
 
 async def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

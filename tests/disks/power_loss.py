@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import errno
 import json
+import os
 import random
 import select
 import stat
@@ -325,7 +326,7 @@ def _serve(path: Path, tree: LossyTree) -> None:
                 mount = None
             if commands not in ready:
                 continue
-            data = sys.stdin.buffer.raw.read(65536)  # type: ignore[attr-defined]
+            data = os.read(commands, 65536)
             if not data:
                 return
             *lines, buffered = (buffered + data).split(b"\n")

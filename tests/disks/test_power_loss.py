@@ -237,13 +237,13 @@ async def rounds_of_power_loss(directory: Path, seed: int, survivals: tuple[Surv
 
 @needs_fuse
 def test_the_whole_grid_loses_power_and_nothing_that_was_acknowledged(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    trial = asyncio.run(rounds_of_power_loss(tmp_path, pytestconfig.getoption("--seed"), ("nothing", "prefix"), at_once=True))
+    trial = asyncio.run(rounds_of_power_loss(tmp_path, pytestconfig.getoption("--seed"), ("pages", "nothing", "prefix"), at_once=True))
     trial.check()
 
 
 @needs_fuse
 def test_one_host_after_another_loses_power_and_nothing_that_was_acknowledged(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    trial = asyncio.run(rounds_of_power_loss(tmp_path, pytestconfig.getoption("--seed"), ("nothing", "prefix"), at_once=False))
+    trial = asyncio.run(rounds_of_power_loss(tmp_path, pytestconfig.getoption("--seed"), ("pages", "prefix", "nothing"), at_once=False))
     trial.check()
 
 

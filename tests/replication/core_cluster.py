@@ -412,6 +412,18 @@ class Cluster:
                 self.sync(name)
         raise AssertionError("it does not settle:\n" + "\n".join(self.tail(40)))
 
+    def let_go(self) -> None:
+        """From here on it runs by itself; what waited arrives."""
+        if self.is_auto:
+            return
+        self.is_auto, self.holds_beats = True, False
+        for number in list(self.in_flight):
+            self._deliver_after(number, self.latency_ns())
+        for number in list(self.copies):
+            self.at(self.now_ns + self.copy_ns(), lambda number=number: self.end_copy(number))  # type: ignore[misc]
+        for host in self.hosts.values():
+            self._sync_soon(host)
+
     def go_on(self, duration_ns: int, without: Iterable[str] = ()) -> None:
         """By hand: let time pass, and everything settle all the while."""
         end_ns = self.now_ns + duration_ns

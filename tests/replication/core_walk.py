@@ -14,6 +14,7 @@ from core_cluster import Cluster, Host
 from actorgrid.replication import events as ev
 from actorgrid.replication.configuration import Configuration, Member
 from actorgrid.replication.liveness import MS, Liveness, S, Times
+from actorgrid.replication.messages import Append
 from actorgrid.replication.replica import Replica, Role
 
 #: After the last fault: elections (twice, if the first is in vain), a copy, and a configuration change or three.
@@ -94,6 +95,113 @@ class Manager:
                 self._cluster.drop_replica(other.name, partition)
 
 
+def commit_idle(cluster: Cluster) -> None:
+    """Every primary tells what is committed."""
+    for partition in cluster.partitions:
+        for host, replica in cluster.replicas(partition):
+            if host.runs and replica.role is Role.PRIMARY:
+                cluster.step(host, partition, ev.CommitIdle())
+
+
+def can_lose_disk(cluster: Cluster, name: str) -> bool:
+    """Whether every configuration that somebody may count with keeps a write quorum of voters with a disk."""
+    return all(is_enough(cluster, partition, configuration, name) for partition, configuration in _configurations_somewhere(cluster))
+
+
+def _configurations_somewhere(cluster: Cluster) -> list[tuple[int, Configuration]]:
+    disks = [item for host in cluster.hosts.values() for item in (*host.disk.view.items(), *host.disk.durable.items())]
+    found = [(partition, configuration) for (partition, _), disk in disks for _, configuration in disk.configurations()]
+    for envelope in cluster.in_flight.values():
+        if isinstance(envelope.payload, Append):
+            found += [(envelope.payload.partition, record.configuration) for record in envelope.records if record.configuration is not None]
+    return found
+
+
+def is_enough(cluster: Cluster, partition: int, configuration: Configuration, without: str = "") -> bool:
+    """Whether the members with a disk are a write quorum, also if those who are to vote next do."""
+    hosts = cluster.hosts
+    left = [m for m in configuration.members if m.host != without and (partition, m.incarnation) in hosts[m.host].disk.durable]
+    enough_voters = sum(member in configuration.voters for member in left) >= configuration.write_quorum
+    return enough_voters and 2 * len(left) > len(configuration.members)
+
+
+class Aftermath:
+    """The liveness phase: no more faults, and in bounded time every partition serves, has a lease, is whole, and everybody has the same."""
+
+    def __init__(self, cluster: Cluster, manager: Manager, voters_wanted: int) -> None:
+        self.cluster = cluster
+        self.manager = manager
+        self._voters_wanted = voters_wanted
+
+    def calm(self) -> None:
+        """Network and disks work, every host runs."""
+        cluster = self.cluster
+        cluster.let_go()
+        cluster.loss = cluster.doubling = 0.0
+        cluster.latency_ns = lambda: int(cluster.rng.uniform(0.1, 3) * MS)
+        cluster.sync_ns = lambda: int(cluster.rng.uniform(0.5, 8) * MS)
+        cluster.heal()
+        for name, host in cluster.hosts.items():
+            if host.is_alive and host.is_paused:
+                cluster.resume(name)
+        for name, host in cluster.hosts.items():
+            if not host.is_alive:
+                cluster.start(name)
+
+    def settle(self) -> None:
+        cluster = self.cluster
+        self.calm()
+        end_ns = cluster.now_ns + CALM_NS
+        while True:
+            cluster.run(200 * MS)
+            self.manager.tend()
+            commit_idle(cluster)
+            missing = self.what_is_missing()
+            if not missing:
+                break
+            assert cluster.now_ns < end_ns, f"no progress in {CALM_NS // S} s: {missing}\n" + "\n".join(cluster.tail(60))
+        self._converge()
+
+    def _converge(self) -> None:
+        """A proposal of every partition commits, and reaches every replica."""
+        cluster = self.cluster
+        for partition in cluster.partitions:
+            pair = cluster.primary(partition)
+            assert pair is not None
+            before = len(cluster.judge.partitions[partition].committed)
+            assert cluster.propose(pair[0].name, 1, partition), f"{pair[1].me} takes nothing\n" + "\n".join(cluster.tail(60))
+            end_ns = cluster.now_ns + CONVERGENCE_NS
+            lsns: dict[str, tuple[int, int]] = {}
+            while len(set(lsns.values())) != 1 or max(lsns.values()) <= (before, before):
+                assert cluster.now_ns < end_ns, f"{lsns}, before {before}\n" + "\n".join(cluster.tail(60))
+                cluster.run(100 * MS)
+                commit_idle(cluster)
+                lsns = {str(replica.me): (replica.last_lsn, replica.committed_lsn) for _, replica in cluster.replicas(partition)}
+
+    def what_is_missing(self) -> str:
+        """What keeps the partitions from being whole; empty if nothing does."""
+        for partition in self.cluster.partitions:
+            replicas = self.cluster.replicas(partition)
+            primaries = [(host, replica) for host, replica in replicas if replica.role is Role.PRIMARY]
+            if len(primaries) != 1:
+                return f"partition {partition} has the primaries {[str(replica.me) for _, replica in primaries]}"
+            host, primary = primaries[0]
+            configuration = primary.configuration
+            here = {replica.me for _, replica in replicas}
+            if not primary.serving or primary.is_swapping:
+                return f"{primary.me} does not serve"
+            if len(configuration.voters) < min(self._voters_wanted, len(self.cluster.hosts)) or configuration.idle:
+                return f"partition {partition} has {configuration}"
+            if here != set(configuration.members):
+                return f"partition {partition} has {configuration}, and there are {sorted(map(str, here))}"
+            if not primary.has_lease(host.local_ns):
+                return f"{primary.me} has no lease"
+            behind = [str(replica.me) for _, replica in replicas if replica.last_lsn != primary.last_lsn]
+            if behind:
+                return f"{behind} are behind {primary.last_lsn}"
+        return ""
+
+
 class Walk:
     """One walk."""
 
@@ -146,61 +254,8 @@ class Walk:
             self.rng.choices(actions, weights)[0]()
 
     def settle(self) -> None:
-        """Nothing goes wrong any more: in bounded time every partition serves, has a lease, is whole, and everybody has the same."""
-        cluster = self.cluster
-        self.calm()
-        for name, host in cluster.hosts.items():
-            if not host.is_alive:
-                cluster.start(name)
-        end_ns = cluster.now_ns + CALM_NS
-        while True:
-            cluster.run(200 * MS)
-            self.manager.tend()
-            self._commit_idle()
-            missing = self.what_is_missing()
-            if not missing:
-                break
-            assert cluster.now_ns < end_ns, f"no progress in {CALM_NS // S} s: {missing}\n" + "\n".join(cluster.tail(60))
-        self._converge()
-
-    def _converge(self) -> None:
-        """A proposal of every partition commits, and reaches every replica."""
-        cluster = self.cluster
-        for partition in cluster.partitions:
-            pair = cluster.primary(partition)
-            assert pair is not None
-            before = len(cluster.judge.partitions[partition].committed)
-            assert cluster.propose(pair[0].name, 1, partition), f"{pair[1].me} takes nothing\n" + "\n".join(cluster.tail(60))
-            end_ns = cluster.now_ns + CONVERGENCE_NS
-            lsns: dict[str, tuple[int, int]] = {}
-            while len(set(lsns.values())) != 1 or max(lsns.values()) <= (before, before):
-                assert cluster.now_ns < end_ns, f"{lsns}, before {before}\n" + "\n".join(cluster.tail(60))
-                cluster.run(100 * MS)
-                self._commit_idle()
-                lsns = {str(replica.me): (replica.last_lsn, replica.committed_lsn) for _, replica in cluster.replicas(partition)}
-
-    def what_is_missing(self) -> str:
-        """What keeps the partitions from being whole; empty if nothing does."""
-        for partition in self.cluster.partitions:
-            replicas = self.cluster.replicas(partition)
-            primaries = [(host, replica) for host, replica in replicas if replica.role is Role.PRIMARY]
-            if len(primaries) != 1:
-                return f"partition {partition} has the primaries {[str(replica.me) for _, replica in primaries]}"
-            host, primary = primaries[0]
-            configuration = primary.configuration
-            here = {replica.me for _, replica in replicas}
-            if not primary.serving or primary.is_swapping:
-                return f"{primary.me} does not serve"
-            if len(configuration.voters) < min(self.settings.voters, len(self.cluster.hosts)) or configuration.idle:
-                return f"partition {partition} has {configuration}"
-            if here != set(configuration.members):
-                return f"partition {partition} has {configuration}, and there are {sorted(map(str, here))}"
-            if not primary.has_lease(host.local_ns):
-                return f"{primary.me} has no lease"
-            behind = [str(replica.me) for _, replica in replicas if replica.last_lsn != primary.last_lsn]
-            if behind:
-                return f"{behind} are behind {primary.last_lsn}"
-        return ""
+        """Nothing goes wrong any more."""
+        Aftermath(self.cluster, self.manager, self.settings.voters).settle()
 
     # -- traffic
 
@@ -238,26 +293,8 @@ class Walk:
     def _lose_disk(self) -> None:
         """One at a time, and only where everybody else has everything: what two lose is lost."""
         name = self._some([name for name, host in self.cluster.hosts.items() if not host.is_alive and host.disk.durable])
-        if name is not None and self._can_lose(name):
+        if name is not None and can_lose_disk(self.cluster, name):
             self.cluster.lose_disk(name)
-
-    def _can_lose(self, name: str) -> bool:
-        """Whether every configuration that somebody may count with keeps a write quorum of voters with a disk."""
-        return all(self._is_enough(partition, configuration, name) for partition, configuration in self._configurations_somewhere())
-
-    def _configurations_somewhere(self) -> list[tuple[int, Configuration]]:
-        disks = [item for host in self.cluster.hosts.values() for item in (*host.disk.view.items(), *host.disk.durable.items())]
-        found = [(partition, configuration) for (partition, _), disk in disks for _, configuration in disk.configurations()]
-        for envelope in self.cluster.in_flight.values():
-            found += [(envelope.payload.partition, record.configuration) for record in envelope.records if record.configuration is not None]  # type: ignore[union-attr]
-        return found
-
-    def _is_enough(self, partition: int, configuration: Configuration, without: str = "") -> bool:
-        """Whether the members with a disk are a write quorum, also if those who are to vote next do."""
-        hosts = self.cluster.hosts
-        left = [m for m in configuration.members if m.host != without and (partition, m.incarnation) in hosts[m.host].disk.durable]
-        enough_voters = sum(member in configuration.voters for member in left) >= configuration.write_quorum
-        return enough_voters and 2 * len(left) > len(configuration.members)
 
     def _pause(self) -> None:
         name = self._some([name for name, host in self.cluster.hosts.items() if host.runs])
@@ -346,7 +383,7 @@ class Walk:
                     wanted = configuration.promoted(self.rng.choice(configuration.idle))
             case 3:
                 smaller = configuration.without(self.rng.choice(configuration.members))
-                if len(smaller.voters) > 1 and self._is_enough(partition, smaller):
+                if len(smaller.voters) > 1 and is_enough(self.cluster, partition, smaller):
                     wanted = smaller
             case _:
                 wanted = configuration.reordered(self.rng.choice(configuration.voters))
@@ -354,23 +391,10 @@ class Walk:
             self.cluster.configure(host.name, wanted, partition)
 
     def _commit_idle(self) -> None:
-        for partition in self.cluster.partitions:
-            for host, replica in self.cluster.replicas(partition):
-                if host.runs and replica.role is Role.PRIMARY:
-                    self.cluster.step(host, partition, ev.CommitIdle())
+        commit_idle(self.cluster)
 
     def _race(self) -> None:
         """Things that are rare apart are rarer together: a crash right after a swap, a change of members, or a burst."""
         self.rng.choice((self._swap, self._configure, self.traffic))()
         self.cluster.run(int(self.rng.random() * 20 * MS))
         self.rng.choice((self._crash, self._pause, self._cut, self._truncate))()
-
-    def calm(self) -> None:
-        cluster = self.cluster
-        cluster.loss = cluster.doubling = 0.0
-        cluster.latency_ns = lambda: int(cluster.rng.uniform(0.1, 3) * MS)
-        cluster.sync_ns = lambda: int(cluster.rng.uniform(0.5, 8) * MS)
-        cluster.heal()
-        for name, host in cluster.hosts.items():
-            if host.is_alive and host.is_paused:
-                cluster.resume(name)
