@@ -128,8 +128,6 @@ class Following(Elections):
         skip = 0
         for head in heads:
             if head.last_lsn > end:
-                if head.first_lsn != end + 1:
-                    self._require(False, "I3", f"record {head} follows position {end}")
                 if head.last_lsn > log.last_lsn or log.epoch_at(head.last_lsn) != head.epoch:
                     break
                 end = head.last_lsn

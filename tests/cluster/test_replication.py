@@ -141,8 +141,11 @@ def log_of(running: LocalGrid, host: str) -> str:
 
 
 def test_what_ray_carries_to_a_host_is_the_whole_of_its_configuration(tmp_path: Path) -> None:
-    # The wire's bounds are the same everywhere in one release; nobody sets them.
-    assert {field.name for field in msgspec.structs.fields(HostOrder)} == set(HostConfig.__dataclass_fields__) - {"wire"}
+    # The wire's bounds are the same everywhere in one release, nobody sets them; who sees processes die is Ray's wrapper, which is given.
+    assert {field.name for field in msgspec.structs.fields(HostOrder)} == set(HostConfig.__dataclass_fields__) - {
+        "wire",
+        "watches_processes",
+    }
     made, _ = grid_file.open_grid(tmp_path, grid_file.Wish(nodes=2, port=0, app=("bank",), app_path=("/here",)), version="1")
     settings = HostSettings(activation_idle_s=77)
     config = msgspec.json.decode(order_of(made, made.hosts[1], tmp_path, settings), type=HostOrder).config()
@@ -268,8 +271,10 @@ def test_a_damaged_store_is_put_aside_and_one_that_went_back_is_not_believed(run
     running.start()
     with Adding(running.address):
         running.wait_until_whole()
-    assert (running.data / "host-2" / "store.corrupt.1").is_dir()
-    assert "store is damaged, it is put aside" in log_of(running, "host-2")
+    # A damaged table is put aside with its store; of a damaged log the part before the damage is taken, which the peers know to be too little.
+    said = log_of(running, "host-2")
+    assert "store is damaged, it is put aside" in said or "disk went back in time" in said
+    assert (running.data / "host-2" / "store.corrupt.1").is_dir() == ("store is damaged, it is put aside" in said)
     assert_replicas_are_equal(running)
 
     running.stop()

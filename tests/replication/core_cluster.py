@@ -711,6 +711,12 @@ class Cluster:
         self.note(f"drops {replica.me}", name)
         self._sync_soon(host)
 
+    def retire(self, name: str, partition: int) -> None:
+        """The store cannot be trusted with this replica any more: it leaves duty and is removed, while its host lives on (I12)."""
+        self.faults["storage failures"] += 1
+        self.step(self.hosts[name], partition, ev.StorageFailed("EIO"))
+        self.drop_replica(name, partition)
+
     # -- what somebody wants
 
     def propose(self, name: str, count: int = 1, partition: int | None = None) -> bool:

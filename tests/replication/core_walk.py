@@ -103,9 +103,10 @@ def commit_idle(cluster: Cluster) -> None:
                 cluster.step(host, partition, ev.CommitIdle())
 
 
-def can_lose_disk(cluster: Cluster, name: str) -> bool:
+def can_lose_disk(cluster: Cluster, name: str, only: int | None = None) -> bool:
     """Whether every configuration that somebody may count with keeps a write quorum of voters with a disk."""
-    return all(is_enough(cluster, partition, configuration, name) for partition, configuration in _configurations_somewhere(cluster))
+    concerned = [each for each in _configurations_somewhere(cluster) if only in (None, each[0])]
+    return all(is_enough(cluster, partition, configuration, name) for partition, configuration in concerned)
 
 
 def _configurations_somewhere(cluster: Cluster) -> list[tuple[int, Configuration]]:
@@ -119,8 +120,8 @@ def _configurations_somewhere(cluster: Cluster) -> list[tuple[int, Configuration
 
 def is_enough(cluster: Cluster, partition: int, configuration: Configuration, without: str = "") -> bool:
     """Whether the members with a disk are a write quorum, also if those who are to vote next do."""
-    hosts = cluster.hosts
-    left = [m for m in configuration.members if m.host != without and (partition, m.incarnation) in hosts[m.host].disk.durable]
+    disks = {name: host.disk.view.keys() & host.disk.durable.keys() for name, host in cluster.hosts.items() if name != without}
+    left = [member for member in configuration.members if (partition, member.incarnation) in disks.get(member.host, ())]
     enough_voters = sum(member in configuration.voters for member in left) >= configuration.write_quorum
     return enough_voters and 2 * len(left) > len(configuration.members)
 
@@ -227,6 +228,7 @@ class Walk:
             (10, self._crash),
             (14, self._restart),
             (3, self._lose_disk),
+            (3, self._fail_storage),
             (8, self._pause),
             (12, self._resume),
             (8, self._cut),
@@ -295,6 +297,12 @@ class Walk:
         name = self._some([name for name, host in self.cluster.hosts.items() if not host.is_alive and host.disk.durable])
         if name is not None and can_lose_disk(self.cluster, name):
             self.cluster.lose_disk(name)
+
+    def _fail_storage(self) -> None:
+        partition = self.rng.choice(self.cluster.partitions)
+        name = self._some([host.name for host, _ in self.cluster.replicas(partition) if host.runs])
+        if name is not None and can_lose_disk(self.cluster, name, partition):
+            self.cluster.retire(name, partition)
 
     def _pause(self) -> None:
         name = self._some([name for name, host in self.cluster.hosts.items() if host.runs])

@@ -144,6 +144,12 @@ class Partition(RuleBasedStateMachine):
             self.cluster.lose_disk(name)
 
     @rule(host=HOSTS)
+    def fail_storage(self, host: int) -> None:
+        name = self._name(host)
+        if self.cluster.hosts[name].runs and 1 in self.cluster.hosts[name].replicas and can_lose_disk(self.cluster, name):
+            self.cluster.retire(name, 1)
+
+    @rule(host=HOSTS)
     def pause(self, host: int) -> None:
         if self.cluster.hosts[self._name(host)].runs:
             self.cluster.pause(self._name(host))
