@@ -271,7 +271,7 @@ def test_a_damaged_store_is_put_aside_and_one_that_went_back_is_not_believed(run
     running.start()
     with Adding(running.address):
         running.wait_until_whole()
-    # A damaged table is put aside with its store; of a damaged log the part before the damage is taken, which the peers know to be too little.
+    # A damaged table is put aside with its store; of a damaged log what is before the damage is taken, and the peers know more.
     said = log_of(running, "host-2")
     assert "store is damaged, it is put aside" in said or "disk went back in time" in said
     assert (running.data / "host-2" / "store.corrupt.1").is_dir() == ("store is damaged, it is put aside" in said)
