@@ -219,7 +219,7 @@ def _flip_log_record(host: DiskHost, rng: random.Random) -> str:
 #: name -> (what is done, how it may be found)
 DAMAGES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "a flipped bit in the write-ahead log": (lambda host, rng: damage.flip_in_wal(host.store, rng), (Found.ASIDE, Found.WENT_BACK)),
-    "a flipped bit in a table": (lambda host, rng: damage.flip_in_table(host.store, rng), (Found.ASIDE,)),
+    "a flipped bit in each table": (lambda host, rng: damage.flip_in_tables(host.store, rng), (Found.ASIDE,)),
     "a flipped bit in the manifest": (lambda host, rng: damage.flip_in_manifest(host.store, rng), (Found.ASIDE, Found.WENT_BACK)),
     "a flipped bit in a log record": (_flip_log_record, (Found.RETIRED,)),
     "the write-ahead log is gone": (lambda host, rng: damage.delete_wal(host.store), (Found.WENT_BACK,)),
@@ -242,7 +242,7 @@ async def damage_one(trial: Trial, name: str, host: DiskHost, rng: random.Random
         await hosts.wait_healthy()
     await trial.more_writes(FLOOR)
     await hosts.kill_now([host.name])
-    if name == "a flipped bit in a table":
+    if name == "a flipped bit in each table":
         # What was in the write-ahead log is in a table once it has started again.
         hosts.revive(host.name)
         await hosts.wait_healthy()
