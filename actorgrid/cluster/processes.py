@@ -36,7 +36,8 @@ class ProcessMark(msgspec.Struct, frozen=True, kw_only=True):
         """The mark of the live process `pid`, or None if there is none (a zombie counts as none)."""
         try:
             process = psutil.Process(pid)
-            if process.status() == psutil.STATUS_ZOMBIE:
+            # Its first thread may have ended while others still end, and until they have, locks and sockets are held.
+            if process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1:
                 return None
             return cls(pid=pid, start=_start_of(pid, process), boot=_boot_id())
         except (psutil.Error, OSError):

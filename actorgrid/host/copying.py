@@ -223,7 +223,7 @@ class Copying:
             return
         begin = incoming.begin
         shell = self._owner.shell_of(begin.partition)
-        if shell is not None and (shell.me.incarnation != begin.to or end.lsn < shell.core.committed_lsn or shell.core.serving):
+        if shell is not None and (shell.me.incarnation != begin.to or not shell.core.takes_copy(end.lsn, end.epoch_at_lsn)):
             self._abandon(key)
             self._refuse(host, end.copy, f"replica {shell.me} is at {shell.core.committed_lsn}, the copy at {end.lsn}")
             return

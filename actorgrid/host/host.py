@@ -60,7 +60,7 @@ from actorgrid.replication import events as ev
 from actorgrid.replication.configuration import Member
 from actorgrid.replication.frames import CopyAnswer, CopyBegin, CopyChunkFrame, CopyEnd, StoreMark
 from actorgrid.replication.liveness import Liveness, Times
-from actorgrid.replication.messages import Append, Message, ReplicaMissing
+from actorgrid.replication.messages import Append, Message, ReplicaMissing, VoteRequest
 from actorgrid.replication.replica import Role
 from actorgrid.settings import ClientSettings, HostSettings, WireSettings
 from actorgrid.storage.store import Batch, PeerMark, ReplicaPointer, Store, StoreIdentity
@@ -656,13 +656,16 @@ class Host:
     def _not_for_us(self, shell: ReplicaShell | None, message: Message, host: str) -> None:
         """A message for a replica that is not here, or not any more (I6, I7)."""
         self.messages_rejected_total += 1
-        if type(message) is not Append:
+        if not isinstance(message, Append | VoteRequest):
             return
         if shell is not None:
-            if message.to > shell.me.incarnation and message.epoch >= shell.core.epoch:
+            if type(message) is Append and message.to > shell.me.incarnation and message.epoch >= shell.core.epoch:
                 self._leave(shell, f"the primary of epoch {message.epoch} has put incarnation {message.to} in its place")
             return
-        missing = ReplicaMissing(message.partition, message.sender, message.to, self.next_incarnation_of(message.partition))
+        successor = self.next_incarnation_of(message.partition)
+        if message.partition not in self._pointers:
+            successor = max(successor, message.to + 1)  # an emptied disk does not know what was there: what is asked for may have been
+        missing = ReplicaMissing(message.partition, message.sender, message.to, successor)
         self._peers.send(host, missing)
 
     def peer_other(self, host: str, incarnation: int, message: Any) -> None:

@@ -33,7 +33,7 @@ from disk_actors import Board  # type: ignore[import-not-found]
 ROUNDS = int(os.environ.get("ACTORGRID_DISK_ROUNDS", "1"))
 FLOOR = 200
 #: Of the kinds of damage as many, drawn anew by each seed; with more rounds all of them, in each round.
-DAMAGES_IN_THE_SLICE = 4
+DAMAGES_IN_THE_SLICE = 3
 RESTART = Supervision(restart_after_s=0.7)
 #: A lease of 1.5 s that runs out, an election of 2 to 2.5 s, and what two busy cores add.
 TAKEN_OVER_WITHIN_S = 7.0
@@ -64,11 +64,10 @@ async def under_load(directory: Path, seed: int, *, small_disks: bool = False, p
             if small_disks:
                 stack.enter_context(damage.small_disk(host.data_dir))
         async with hosts, Trial(hosts, directory / "load", seed=seed, probe=probe) as trial:
-            await trial.more_writes(FLOOR)
             yield trial
             await trial.more_writes(FLOOR)
             await hosts.wait_healthy()
-            await trial.judge(floor=2 * FLOOR)
+            await trial.judge(floor=FLOOR)
             trial.show()
             trial.check()
 
