@@ -36,8 +36,7 @@ class ProcessMark(msgspec.Struct, frozen=True, kw_only=True):
         """The mark of the live process `pid`, or None if there is none (a zombie counts as none)."""
         try:
             process = psutil.Process(pid)
-            # Its first thread may have ended while others still end, and until they have, locks and sockets are held.
-            if process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1:
+            if _has_ended(process):
                 return None
             return cls(pid=pid, start=_start_of(pid, process), boot=_boot_id())
         except (psutil.Error, OSError):
@@ -71,6 +70,11 @@ def _boot_id() -> str:
     return f"{psutil.boot_time():.0f}"
 
 
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether nothing of it runs any more. Its first thread may be a zombie while others still end and hold its locks and sockets."""
+    return bool(process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1)
+
+
 def session_members(leader: ProcessMark) -> list[psutil.Process]:
     """Live processes of the session that `leader` started, without the caller; `leader` itself may be gone."""
     if leader.boot != _boot_id():
@@ -91,7 +95,7 @@ def session_members(leader: ProcessMark) -> list[psutil.Process]:
 
 def _is_running(process: psutil.Process) -> bool:
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        return bool(process.is_running() and not _has_ended(process))
     except psutil.Error:
         return False
 

@@ -5,9 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from actorgrid.cluster import grid_file, ports, processes
@@ -211,6 +213,25 @@ def test_a_mark_tells_a_process_from_another_with_its_pid():
     assert mark.is_alive()
     assert not msgspec.structs.replace(mark, start="1").is_alive()
     assert not msgspec.structs.replace(mark, boot="before").is_alive()
+
+
+def test_a_process_whose_first_thread_has_ended_is_alive_while_another_runs():
+    # So looks a process that is just being ended: it still holds its locks.
+    script = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); ctypes.CDLL(None).pthread_exit(None)"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        deadline = time.monotonic() + 20
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert ProcessMark.of(process.pid) is not None
+        process.kill()
+        while ProcessMark.of(process.pid) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_ending_a_session_ends_its_orphans_and_nothing_else():
