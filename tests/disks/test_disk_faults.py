@@ -117,6 +117,7 @@ def test_with_all_disks_full_callers_are_told_and_the_grid_comes_back_when_there
         async with under_load(tmp_path, seed, small_disks=True) as trial, grid.connect(trial.hosts.seeds) as client:
             await client.get(Board, "before").put(1)
             for host in trial.hosts.hosts.values():
+                host.supervision = Supervision(restart_after_s=3.0)  # so that there are not too many starts that fail
                 damage.fill_up(host.data_dir)
             # The last one has nothing to write without the others, and may stay.
             await until(lambda: len({each.host for each in trial.hosts.own_exits}) >= 2, 20, "hosts leave")
