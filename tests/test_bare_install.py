@@ -75,6 +75,7 @@ def _address(tmp_path: Path, unused_port: int) -> Iterator[str]:
     async def serve() -> None:
         host = Host(config)
         await host.start()
+        await host.administer("init", {})
         started.set()
         await asyncio.to_thread(stop.wait, 240)
         await host.stop()

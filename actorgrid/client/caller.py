@@ -700,7 +700,7 @@ class Caller:
         self._tick_timer = None
         now = self._loop.time()
         for call in self._deadlines.expired(self._pending, now):
-            self._fail(call, error_at_deadline(call, self._timeout_s))
+            self._fail(call, error_at_deadline(call, self._timeout_s, is_begun=self._router.is_begun))
         self._deadlines.compact(self._pending)
         self._router.look(now)
         if self._pending and now >= self._next_rescue_at:

@@ -114,8 +114,11 @@ class PendingCall(Answer[Any]):
         return now - self.deadline + (self.timeout_s or default_timeout_s)
 
 
-def error_at_deadline(call: PendingCall, default_timeout_s: float) -> ActorGridError:
-    """What `call` raises when its time is up: "unknown" if any send may have been executed, else why nothing happened."""
+def error_at_deadline(call: PendingCall, default_timeout_s: float, *, is_begun: bool) -> ActorGridError:
+    """What `call` raises when its time is up: "unknown" if any send may have been executed, else why nothing happened.
+
+    :param is_begun: a primary of some partition has been heard of
+    """
     timeout_s = call.timeout_s or default_timeout_s
     link = call.lane.link
     last_error = call.last_error or (link.last_error if link is not None else None)
@@ -126,7 +129,10 @@ def error_at_deadline(call: PendingCall, default_timeout_s: float) -> ActorGridE
     if isinstance(call.last_error, TransientError):
         return call.last_error
     if link is None:
-        return HostUnavailableError(f"{call.title}: nothing sent within {timeout_s:g} s: partition {call.lane.partition} has no primary")
+        hint = "" if is_begun else "; no partition has had one: a new grid is begun with `actorgrid init`"
+        return HostUnavailableError(
+            f"{call.title}: nothing sent within {timeout_s:g} s: partition {call.lane.partition} has no primary{hint}"
+        )
     return HostUnavailableError(f"{call.title}: nothing sent within {timeout_s:g} s: {last_error or f'{link.name} takes no calls'}")
 
 

@@ -86,6 +86,11 @@ class Router:
             raise ActorGridError("the client is not connected: use it as `async with grid.connect(...) as client`")
         return self.map
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a primary of any partition has been heard of."""
+        return self.map is not None and (any(self.map.epochs) or max(self.map.primaries) >= 0)
+
     def set_map(self, message: MapMessage | PartitionMap) -> bool:
         """Take what a map tells and is not known yet (see `PartitionMap.merged_with`); returns whether there was anything.
 
