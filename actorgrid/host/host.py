@@ -606,16 +606,22 @@ class Host:
         shell.leave(why)
         del self.shells[shell.partition], self.partitions[shell.partition]
         self._copying.shell_closed(shell)
-        self._retire(shell.pointer, why)
+        self._retire(shell.pointer, why, lambda: self._tell_members(shell))
 
-    def _retire(self, pointer: ReplicaPointer, why: str) -> None:
+    def _tell_members(self, shell: ReplicaShell) -> None:
+        """Say that a replica is no more: a partition that nobody writes to would not find out. What is lost is said to who connects."""
+        successor = self.next_incarnation_of(shell.partition)
+        for member in shell.core.configuration.members:
+            self._peers.send(member.host, ReplicaMissing(shell.partition, member.incarnation, shell.me.incarnation, successor))
+
+    def _retire(self, pointer: ReplicaPointer, why: str, done: Callable[[], None] | None = None) -> None:
         logger.error("replica retired partition=%d incarnation=%d why=%s", pointer.partition, pointer.incarnation, why)
         store = self._store
         assert store is not None
         self.replicas_retired_total += 1
         retired = ReplicaPointer(pointer.partition, pointer.incarnation, pointer.generation, "retired")
         self._pointers[pointer.partition] = retired
-        self._commit.submit(lambda batch: store.put_pointer(batch, retired))
+        self._commit.submit(lambda batch: store.put_pointer(batch, retired), done)
 
     def _keep_settings(self) -> None:
         """The system partition holds what the grid was created with; its first primary writes it."""

@@ -116,6 +116,27 @@ def test_with_two_of_three_gone_writes_are_refused_and_nothing_is_read_unproven_
     run(main, timeout_s=60)
 
 
+def test_a_replica_that_is_retired_is_rebuilt_though_nobody_writes(tmp_path):
+    """An idle partition sends its secondaries nothing that could be answered with "it is not here"."""
+
+    async def main():
+        async with trio(tmp_path) as three, grid.connect(seeds(three.up), settings=PATIENT) as client:
+            for number in range(20):
+                await client.get(Box, f"b{number}").add(1)
+            await three.until_equal()
+            await asyncio.sleep(0.3)  # the last commits have been told: from here on there is nothing to say
+            partition, primary = next((each, host) for each, host in three.primaries().items() if each)
+            other = next(host for host in three.up if host is not primary)
+            gone = other.shells[partition].me
+            other.retire(other.shells[partition], "the test says so")
+            await until(lambda: partition in other.shells and other.shells[partition].me > gone, 8)
+            core = primary.shells[partition].core
+            await until(lambda: other.shells[partition].me in core.configuration.voters, 8)
+            await three.until_equal()
+
+    run(main, timeout_s=40)
+
+
 def test_a_replica_whose_data_is_lost_is_rebuilt_while_calls_go_on(tmp_path):
     import shutil
 

@@ -714,8 +714,15 @@ class Cluster:
     def retire(self, name: str, partition: int) -> None:
         """The store cannot be trusted with this replica any more: it leaves duty and is removed, while its host lives on (I12)."""
         self.faults["storage failures"] += 1
-        self.step(self.hosts[name], partition, ev.StorageFailed("EIO"))
+        host = self.hosts[name]
+        replica = host.replicas[partition]
+        self.step(host, partition, ev.StorageFailed("EIO"))
         self.drop_replica(name, partition)
+        self._write_through(host, lambda: None)
+        for member in replica.configuration.members:
+            if member.host != name:
+                missing = ReplicaMissing(partition, member.incarnation, replica.me.incarnation, host.disk.next_incarnation(partition))
+                self._send(host, member.host, missing)
 
     # -- what somebody wants
 
