@@ -36,6 +36,7 @@ from actorgrid.cluster.supervision import RaySupervisor
 from actorgrid.errors import ActorError, ActorGridError, InvalidArgumentError, SettingsError, StorageError, to_wire
 from actorgrid.host.host import Host, HostConfig
 from actorgrid.host.offload import run_offloaded
+from actorgrid.host.process import calm_garbage_collector
 from actorgrid.ids import HostName
 from actorgrid.settings import HostSettings
 from actorgrid.wire.messages import HostInfo
@@ -188,6 +189,7 @@ class HostActor:
         name, pid = self._order.name, os.getpid()
         try:
             await host.start()
+            calm_garbage_collector()
         except SettingsError as error:
             log.error("host does not start: host=%s pid=%d again_s=%g reason=%s", name, pid, MENDED_AGAIN_S, error)
             self._answer(list(to_wire(error)))

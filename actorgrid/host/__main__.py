@@ -17,6 +17,7 @@ import uvloop
 
 from actorgrid.errors import SettingsError, StorageError
 from actorgrid.host.host import Host, HostConfig
+from actorgrid.host.process import calm_garbage_collector
 
 
 def _decode_path(kind: type, value: object) -> Path:
@@ -35,6 +36,7 @@ async def _serve(config: HostConfig) -> int:
     except StorageError as error:
         print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201
         return 1
+    calm_garbage_collector()
     print(f"serving {config.address}:{host.port}", flush=True)  # noqa: T201
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ replica of the store (I12).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from actorgrid.storage.store import Batch, Store
 
 logger = logging.getLogger(__name__)
 
-#: Committed changes go into the state after so long, together: of a value that changes often only the last one is written. Until then
-#: the log has them, and a restart replays them.
+#: Committed changes go into the state after about so long, together: of a value that changes often only the last one is written. Until
+#: then the log has them, and a restart replays them.
 APPLY_DELAY_S: Final = 0.5
+#: In so many steps, each of which takes the replicas that wait longest: all at once would hold up every call of the host.
+APPLY_STEPS: Final = 10
 #: After so long without a new append, secondaries are told what is committed.
-IDLE_DELAY_S: Final = 0.02
+IDLE_DELAY_S: Final = 0.05
 
 
 class Writer(Protocol):
@@ -121,7 +124,7 @@ class GroupCommit:
         """`writer` has committed changes that are not in the state yet, and others may not know that they are committed."""
         self._unapplied[writer] = self._idle[writer] = None
         if self._apply_timer is None:
-            self._apply_timer = self._loop.call_later(APPLY_DELAY_S, self._apply_all)
+            self._apply_timer = self._loop.call_later(APPLY_DELAY_S / APPLY_STEPS, self._apply_some)
         if self._idle_timer is None:
             self._idle_timer = self._loop.call_later(IDLE_DELAY_S, self._on_idle)
 
@@ -233,9 +236,12 @@ class GroupCommit:
         except Exception as failure:  # noqa: BLE001 - as above
             self._fail_because(failure)
 
-    def _apply_all(self) -> None:
+    def _apply_some(self) -> None:
         self._apply_timer = None
-        self._apply(list(self._unapplied))
+        waiting = self._unapplied
+        self._apply(list(itertools.islice(waiting, -(-len(waiting) // APPLY_STEPS))))
+        if self._unapplied and self._apply_timer is None and not self._stopped:
+            self._apply_timer = self._loop.call_later(APPLY_DELAY_S / APPLY_STEPS, self._apply_some)
 
     def _apply(self, writers: list[Writer]) -> None:
         """Put what these have committed into the state."""

@@ -28,9 +28,8 @@ class Following(Elections):
             self._refuse_append(event, now_ns)
             return
         sender = Member(event.host, message.sender)
-        self._require(
-            self.role is not Role.PRIMARY or message.epoch > self.epoch, "I1", f"{sender} is primary of epoch {message.epoch} as well"
-        )
+        if self.role is Role.PRIMARY and message.epoch <= self.epoch:
+            raise self._violation("I1", f"{sender} is primary of epoch {message.epoch} as well")
         if message.epoch > self.epoch:
             self._adopt(message.epoch, "", f"{sender} is primary", now_ns)
         if self.primary != sender or self._primary_life != event.incarnation:
@@ -68,7 +67,8 @@ class Following(Elections):
         return epoch < self.epoch
 
     def _follow(self, sender: Member, incarnation: int) -> None:
-        self._require(self.primary in (None, sender), "I1", f"{sender} and {self.primary} are primaries of epoch {self.epoch}")
+        if self.primary not in (None, sender):
+            raise self._violation("I1", f"{sender} and {self.primary} are primaries of epoch {self.epoch}")
         self.primary = sender
         self._primary_life = incarnation
         self._campaign = Campaign.NONE
@@ -109,8 +109,10 @@ class Following(Elections):
                 self._truncate_from(end + 1)
             write_no = self._new_write()
             for head in heads[skip:]:
-                self._require(head.first_lsn == log.last_lsn + 1, "I3", f"record {head} follows position {log.last_lsn}")
-                self._require(log.last_epoch <= head.epoch <= event.message.epoch, "I3", f"record {head} follows epoch {log.last_epoch}")
+                if head.first_lsn != log.last_lsn + 1:
+                    raise self._violation("I3", f"record {head} follows position {log.last_lsn}")
+                if not log.last_epoch <= head.epoch <= event.message.epoch:
+                    raise self._violation("I3", f"record {head} follows epoch {log.last_epoch}")
                 log.append(head.last_lsn, head.epoch)
             for lsn, configuration in event.message.configurations:
                 if lsn > max(end, log.configuration_lsn):
@@ -135,7 +137,8 @@ class Following(Elections):
         return skip, end
 
     def _truncate_from(self, lsn: int) -> None:
-        self._require(lsn > self._truncation_bound(), "I3", f"truncate from {lsn}, committed are {self.committed_lsn}")
+        if lsn <= self._truncation_bound():
+            raise self._violation("I3", f"truncate from {lsn}, committed are {self.committed_lsn}")
         self.log.truncate_from(lsn)
         self.synced_lsn = min(self.synced_lsn, lsn - 1)
         self._unsynced = deque((write_no, min(last_lsn, lsn - 1)) for write_no, last_lsn in self._unsynced)

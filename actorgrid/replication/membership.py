@@ -161,8 +161,10 @@ class Membership(Feeding):
         return self.role is not Role.PRIMARY and lsn > self.committed_lsn and self.log.epoch_at(lsn) != epoch
 
     def _on_copy_installed(self, lsn: int, epoch: int, configuration: Configuration, configuration_lsn: int) -> None:
-        self._require(self.role is not Role.PRIMARY, "I13", "a copy was installed in a primary")
-        self._require(self.takes_copy(lsn, epoch), "I3", f"a copy at {lsn} replaces a log with {self.committed_lsn}..{self.log.last_lsn}")
+        if self.role is Role.PRIMARY:
+            raise self._violation("I13", "a copy was installed in a primary")
+        if not self.takes_copy(lsn, epoch):
+            raise self._violation("I3", f"a copy at {lsn} replaces a log with {self.committed_lsn}..{self.log.last_lsn}")
         self.log.restart_after(lsn, epoch, configuration, configuration_lsn)
         self.committed_lsn = self._matched_lsn = lsn
         self._campaign = Campaign.NONE

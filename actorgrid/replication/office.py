@@ -27,7 +27,8 @@ class Office(Membership):
     """Taking office, commits, leases."""
 
     def _take_office(self, now_ns: int) -> None:
-        self._require(self.role is Role.ACTIVE_SECONDARY, "I1", f"a {self.role} was elected")
+        if self.role is not Role.ACTIVE_SECONDARY:
+            raise self._violation("I1", f"a {self.role} was elected")
         self.role = Role.PRIMARY
         self.serving = False
         self.primary = self.me
@@ -52,11 +53,8 @@ class Office(Membership):
                 self._effects.append(SendAppend(progress.member, self.epoch, prev_lsn, prev_epoch, prev_lsn + 1, self.committed_lsn))
 
     def _propose(self, count: int, now_ns: int) -> None:
-        self._require(
-            self.role is Role.PRIMARY and self.serving and self._swap_target is None,
-            "I1",
-            f"entries proposed to a replica that does not serve ({self.role})",
-        )
+        if self.role is not Role.PRIMARY or not self.serving or self._swap_target is not None:
+            raise self._violation("I1", f"entries proposed to a replica that does not serve ({self.role})")
         log = self.log
         prev_lsn, prev_epoch = log.last_lsn, log.last_epoch
         write_no = self._new_write()
@@ -130,7 +128,8 @@ class Office(Membership):
         progress = self._of_this_office(ack.epoch, host, ack.sender, now_ns)
         if progress is None:
             return
-        self._require(ack.lsn <= self.log.last_lsn, "I2", f"{progress.member} acknowledged {ack.lsn}, appended are {self.log.last_lsn}")
+        if ack.lsn > self.log.last_lsn:
+            raise self._violation("I2", f"{progress.member} acknowledged {ack.lsn}, appended are {self.log.last_lsn}")
         progress.is_missing = False
         # Accepted: the newest number counts.
         if ack.number > progress.number:

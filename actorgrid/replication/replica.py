@@ -85,15 +85,25 @@ class Replica(Following):
         if self._failed:
             return effects
         committed_lsn, epoch = self.committed_lsn, self.epoch
+        # By type, those that come with every batch first: a `match` looks at each kind in turn.
+        if type(event) is AppendReceived:
+            self._on_append(event, now_ns)
+        elif type(event) is Synced:
+            self._on_synced(event.write_no, now_ns)
+        elif type(event) is MessageReceived:
+            self._on_message(event.message, event.host, event.incarnation, now_ns)
+        elif type(event) is EntriesProposed:
+            self._propose(event.count, now_ns)
+        else:
+            self._take_rare(event, now_ns)
+        if self.epoch < epoch:
+            raise self._violation("I1", f"epoch went back from {epoch} to {self.epoch}")
+        if not committed_lsn <= self.committed_lsn <= self.log.last_lsn:
+            raise self._violation("I3", f"committed {committed_lsn} -> {self.committed_lsn}, last_lsn {self.log.last_lsn}")
+        return effects
+
+    def _take_rare(self, event: Event, now_ns: int) -> None:
         match event:
-            case EntriesProposed(count):
-                self._propose(count, now_ns)
-            case AppendReceived():
-                self._on_append(event, now_ns)
-            case Synced(write_no):
-                self._on_synced(write_no, now_ns)
-            case MessageReceived():
-                self._on_message(event.message, event.host, event.incarnation, now_ns)
             case TimePassed():
                 self._on_time(now_ns)
             case CommitIdle():
@@ -129,19 +139,16 @@ class Replica(Following):
                 self._on_copy_installed(lsn, copied_epoch, configuration, configuration_lsn)
             case StorageFailed(why):
                 self._leave_duty(why)
+            case AppendReceived() | Synced() | MessageReceived() | EntriesProposed():
+                raise AssertionError(f"{type(event).__name__} is not rare")
             case _:
                 assert_never(event)
-        self._require(self.epoch >= epoch, "I1", f"epoch went back from {epoch} to {self.epoch}")
-        self._require(
-            committed_lsn <= self.committed_lsn <= self.log.last_lsn,
-            "I3",
-            f"committed {committed_lsn} -> {self.committed_lsn}, last_lsn {self.log.last_lsn}",
-        )
-        return effects
 
     def _on_recovered(self, event: Recovered, now_ns: int) -> None:
-        self._require(not self._recovered, "I1", "recovered twice")
-        self._require(event.applied_lsn <= event.last_lsn, "I3", f"applied {event.applied_lsn} is past last_lsn {event.last_lsn}")
+        if self._recovered:
+            raise self._violation("I1", "recovered twice")
+        if event.applied_lsn > event.last_lsn:
+            raise self._violation("I3", f"applied {event.applied_lsn} is past last_lsn {event.last_lsn}")
         self._recovered = True
         self.epoch, self.voted_for = event.epoch, event.voted_for
         self.log = LogIndex(event.log_start_lsn, event.last_lsn, event.epochs, event.configurations)
@@ -157,7 +164,8 @@ class Replica(Following):
         self.wake_ns = now_ns
 
     def _on_synced(self, write_no: int, now_ns: int) -> None:
-        self._require(write_no <= self._write_no, "I2", f"synced write {write_no}, asked for were {self._write_no}")
+        if write_no > self._write_no:
+            raise self._violation("I2", f"synced write {write_no}, asked for were {self._write_no}")
         self._synced_no = max(self._synced_no, write_no)
         unsynced = self._unsynced
         while unsynced and unsynced[0][0] <= write_no:
@@ -183,9 +191,10 @@ class Replica(Following):
         if not self._is_for_me(message.to):
             self.rejected_total += 1
             return
+        if type(message) is AppendAck:
+            self._on_ack(message, host, now_ns)
+            return
         match message:
-            case AppendAck():
-                self._on_ack(message, host, now_ns)
             case AppendRejected():
                 self._on_rejected(message, host, now_ns)
             case VoteRequest():
@@ -196,7 +205,7 @@ class Replica(Following):
                 self._on_campaign_now(message, host, incarnation, now_ns)
             case ReplicaMissing():
                 self._on_replica_missing(message, host, incarnation, now_ns)
-            case Append():
-                raise AssertionError("an append comes as AppendReceived")
+            case Append() | AppendAck():
+                raise AssertionError(f"{type(message).__name__} comes another way")
             case _:
                 assert_never(message)

@@ -163,7 +163,8 @@ class Standing:
 
     def _adopt(self, epoch: int, voted_for: str, why: str, now_ns: int) -> None:
         """Go to a higher epoch as a secondary of nobody yet (Ongaro 2014, §3.3)."""
-        self._require(epoch > self.epoch, "I1", f"adopt epoch {epoch} in epoch {self.epoch}")
+        if epoch <= self.epoch:
+            raise self._violation("I1", f"adopt epoch {epoch} in epoch {self.epoch}")
         self._leave_office(f"{why} in epoch {epoch}", "", now_ns)
         self.epoch, self.voted_for = epoch, voted_for
         self.primary = None
@@ -205,9 +206,8 @@ class Standing:
 
     # -- our own mistakes
 
-    def _require(self, condition: bool, invariant: str, what: str) -> None:
-        if not condition:
-            raise InvariantViolation(invariant, f"{what} (partition {self.partition}, {self.me}, epoch {self.epoch})", self.story())
+    def _violation(self, invariant: str, what: str) -> InvariantViolation:
+        return InvariantViolation(invariant, f"{what} (partition {self.partition}, {self.me}, epoch {self.epoch})", self.story())
 
     def story(self) -> list[str]:
         """The last events with their effects, oldest first."""
