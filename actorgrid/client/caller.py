@@ -67,6 +67,8 @@ from actorgrid.wire.messages import (
 _TICK_S = 0.02
 #: A host that owes an answer for so long may be stuck or cut off without a sign: ask others whether its partitions have moved.
 _SILENCE_S = 1.0
+#: A host whose loop was not held up answers a ping within milliseconds, whatever its turns do.
+_PROBE_PATIENCE_S = 2.0
 #: Refusals that a new primary need not give: who got one is sent to it at once.
 _NEW_PRIMARY_MAY_ANSWER = (NotPrimaryError, HostUnavailableError, NoWriteQuorumError, WriteInDoubtError)
 #: A call refused as too old this often meets a grid that forgets faster than the client can follow.
@@ -718,14 +720,17 @@ class Caller:
         overdue = [call for call in self._pending.values() if call.connection is not None and call.age_s(now, self._timeout_s) > _SILENCE_S]
         if not overdue:
             return
-        silent = {call.connection.name for call in overdue if call.connection is not None}
-        self._router.ask_for_map(silent=silent)
+        owing = {call.connection: None for call in overdue if call.connection is not None}
+        self._router.ask_for_map(silent={connection.name for connection in owing})
         for call in overdue:
             link = call.lane.link
             if call.any_replica:
                 self._any_reads.try_another(call)
             elif link is not None and call.connection is not None and link.name != call.connection.name:
                 self._send_elsewhere(call)
+        for connection in owing:
+            if now - connection.heard_at > _SILENCE_S:
+                connection.probe(_PROBE_PATIENCE_S)
 
     def forget(self, call: PendingCall) -> None:
         """`call` is over: it is in no table and is never sent again."""

@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
 
     :ivar welcome: the host's answer to the handshake
     :ivar frame_bytes_max: what both ends allow
+    :ivar heard_at: when something came, time of the loop
     :ivar is_paused: the peer reads too slowly; write nothing
     :ivar error: why it was closed, or None
     """
@@ -75,12 +76,16 @@ class Connection(asyncio.Protocol):
         self.frame_bytes_max = wire.frame_bytes_max
         self.is_paused = False
         self.is_closed = False
+        self._loop = asyncio.get_running_loop()
+        self.heard_at = self._loop.time()
+        self._pinged_at = 0.0
+        self._pings = 0
         self._listener = listener
         self._hello = hello
         self._reader = FrameReader(wire.frame_bytes_max)
         self._transport: asyncio.Transport | None = None
         self.error: ActorGridError | None = None
-        self._welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self._welcomed: asyncio.Future[Welcome] = self._loop.create_future()
 
     # -- asyncio.Protocol
 
@@ -96,6 +101,7 @@ class Connection(asyncio.Protocol):
         """Decode and pass on the frames that `data` completes."""
         if self.is_closed:
             return
+        self.heard_at = self._loop.time()
         try:
             for payload in self._reader.feed(data):
                 if self.error is not None:  # closed by the frame before
@@ -125,6 +131,20 @@ class Connection(asyncio.Protocol):
         """Write frames; nothing happens once it is closed."""
         if self._transport is not None and not self.is_closed:
             self._transport.write(data[0] if len(data) == 1 else b"".join(data))
+
+    def probe(self, patience_s: float) -> None:
+        """Answers are overdue: ask whether the host is there, and close the connection if nothing at all comes for `patience_s`.
+
+        Call it again and again. After a cut is mended the kernel waits as long again as the cut was before it resends what was lost; a new
+        connection works at once.
+        """
+        now = self._loop.time()
+        if self._pinged_at <= self.heard_at:
+            self._pings += 1
+            self._pinged_at = now
+            self.write([frame(messages.encode(Ping(self._pings)))])
+        elif now - self._pinged_at >= patience_s:
+            self.close(HostUnavailableError(f"{self.name}: no sign of life for {now - self.heard_at:.1f} s"))
 
     def close(self, error: ActorGridError) -> None:
         """Close at once. The listener hears of it unless the handshake was still going on, where `connect` raises `error`."""

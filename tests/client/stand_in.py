@@ -94,6 +94,7 @@ class HostConnection(asyncio.Protocol):
         self.hello: Hello | None = None
         self.transport: asyncio.Transport | None = None
         self.is_lost = False
+        self.is_cut = False  # nothing that is sent arrives, and no end of it is seen
         self._reader = FrameReader(256 << 20)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -107,6 +108,8 @@ class HostConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for payload in self._reader.feed(data):
+            if self.is_cut:
+                continue
             if self.hello is None:
                 self.hello = messages.decode_hello(payload)
                 self.host.on_hello(self)
@@ -220,6 +223,8 @@ class StandInHost:
             self.maps_asked += 1
             if not self.is_silent:
                 connection.send(self.map or self.own_map())
+        elif isinstance(message, messages.Ping):
+            connection.send(messages.Pong(message.token))
         elif isinstance(message, Admin):
             result = self.admin(message)
             if result is not SILENCE:

@@ -708,6 +708,39 @@ def test_a_ping_is_answered():
     run(main)
 
 
+def test_a_connection_on_which_nothing_comes_is_given_up():
+    """After a cut is mended the kernel resends what was lost as late again as the cut was long: a new connection works at once."""
+
+    async def main():
+        host = await StandInHost(partitions=1).start()
+        async with grid.connect(host.address, settings=QUICK) as client:
+            alice = client.get(Account, "alice")
+            assert await alice.deposit(1) == 1
+            host.connections[0].is_cut = True
+            assert await alice.deposit(2) == 1
+            assert len(host.connections) == 2
+            assert host.connections[0].is_lost
+            assert host.calls[-1].again
+            assert host.calls[-1].number == 2
+
+    run(main)
+
+
+def test_a_host_that_answers_pings_may_take_its_time():
+    async def main():
+        host = await StandInHost(partitions=1).start()
+        async with grid.connect(host.address, settings=QUICK) as client:
+            host.answer = lambda received: SILENCE
+            call = client.get(Account, "alice").deposit(1)
+            await host.until(lambda: any(isinstance(each, messages.Ping) for each in host.frames))
+            await asyncio.sleep(2.6)
+            host.calls[0].reply(7)
+            assert await call == 7
+            assert len(host.connections) == 1
+
+    run(main)
+
+
 def test_a_retry_too_large_for_the_new_host_fails_alone():
     async def main():
         host = await StandInHost(partitions=1).start()
