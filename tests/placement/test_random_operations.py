@@ -19,7 +19,7 @@ class Operations:
     """What operators and bad luck do to a grid, never so much at a time that a partition could not be served."""
 
     def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)  # noqa: S311
+        self.rng = random.Random(seed)
         self.simulation = Simulation(self.rng, lost_part=self.rng.choice((0.0, 0.1)))
         zones = self.rng.choice((1, 1, 3))
         for number in range(self.rng.randint(4, 9)):
