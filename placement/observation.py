@@ -92,7 +92,7 @@ class PartitionView(Struct, frozen=True):
     :ivar leaving: host whose replica goes once the one that is being built votes, as the configuration itself says; empty: none was named
     :ivar is_changing: a configuration is not committed yet, or the primary is being swapped
     :ivar bytes: size of its state
-    :ivar calls_per_s: what its primary does
+    :ivar calls_per_s: what its primary does, mean over a minute or so: placement reacts to what it is told
     :ivar load: what the application itself reports, in its own unit
     :ivar constraint: labels that the nodes of its replicas must have
     """

@@ -285,7 +285,7 @@ def test_an_idempotency_key_in_use_attaches_and_a_failed_one_is_remembered(tmp_p
 
 def test_an_idempotency_key_is_forgotten_after_its_retention_and_not_before(tmp_path):
     async def main():
-        async with one_grid(tmp_path, settings=HostSettings(idempotency_retention_s=3)) as (hosts, client):
+        async with one_grid(tmp_path, settings=HostSettings(idempotency_retention_s=4)) as (hosts, client):
 
             async def add(key, amount):
                 value = await client.with_options(idempotency_key=key).get(Box, "a").add(amount)
@@ -293,10 +293,10 @@ def test_an_idempotency_key_is_forgotten_after_its_retention_and_not_before(tmp_
                 return value
 
             assert await add("first", 1) == 1
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(2.0)
             assert await add("second", 1) == 2
             assert await add("first", 1) == 1
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(2.5)
             assert await add("third", 1) == 3  # expired ones leave with what comes after them
             assert await add("second", 1) == 2
             assert await add("first", 1) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -63,7 +64,7 @@ def test_ten_thousand_ticks_of_a_grid_at_rest_order_nothing() -> None:
         simulation.tick()
     simulation.commands.clear()
     rng = random.Random(2)
-    for _ in range(10_000):
+    for tick in range(10_000):
         # Load that goes up and down by a tenth is no reason to move anything.
         for partition in simulation.partitions:
             partition.calls_per_s = 300.0 * (0.9 + 0.2 * rng.random())
