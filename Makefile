@@ -39,7 +39,7 @@ check: $(STAMP)  ## the fast half of `make test`: no cluster, no slow tests
 bench: $(STAMP)  ## measure calls per second, latency, CPU per call and memory on this machine (two minutes)
 	$(BIN)/python -m bench run write read memory
 
-faults: $(STAMP) ## 100 faults with real processes under load: kills, stops, cuts, disks (a quarter of an hour; as root, for the cuts)
+faults: $(STAMP) ## 100 faults with real processes under load: kills, stops, cuts, disks (25 minutes; as root, for the cuts)
 	$(BIN)/python -m tests.faults.campaign --seed 1 --kills 50 --stops 20 --cuts 20 --disks 10 --partitions 64
 	$(BIN)/python -m tests.faults.failover_gap
 	$(BIN)/python -m tests.faults.stale_reads

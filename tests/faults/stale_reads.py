@@ -49,7 +49,7 @@ def judge_staleness(report: Report) -> Verdict:
 
 
 def main() -> None:
-    parser: argparse.ArgumentParser = arguments(__doc__ or "", kills=0, stops=30, cuts=30, disks=0)
+    parser: argparse.ArgumentParser = arguments(__doc__ or "", kills=0, stops=40, cuts=40, disks=0)
     options = parser.parse_args()
     console = Console()
     clean_up_on_sigterm()
