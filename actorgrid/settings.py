@@ -123,3 +123,7 @@ class HostSettings(Checked):
         86_400.0, low=1, high=86_400 * 365, why="an application that was down for a night may still ask again"
     )
     connections_max: int = setting(10_000, low=4, high=1_000_000, why="sockets of clients and hosts")
+    replica_restart_wait_s: float = setting(
+        60.0, low=0.1, high=86_400, why="a host that is down for less gets its replicas back as they are; most restarts take less"
+    )
+    placement_quiet_s: float = setting(10.0, low=0.0, high=86_400, why="after a host came or went nothing is moved for balance's sake")

@@ -9,7 +9,7 @@ This file puts the parts together and takes them apart again; each part knows it
 `partition`      what a primary has besides: admission, log, answers
 `copying`        copies of whole partitions, out and in
 `bootstrap`      the beginning of a grid
-`homing`         primaries that come back after a failover
+`placing`        reports, orders and the placement manager: `questions`, `reports`, `orders`, `manager`
 `runner`         turns
 `residents`      which activations stay in memory
 `commit`         group commit to the store
@@ -44,11 +44,12 @@ from actorgrid.errors import CorruptLogError, InvariantViolation, SettingsError,
 from actorgrid.host.bootstrap import SYSTEM_PARTITION, Bootstrap
 from actorgrid.host.commit import GroupCommit
 from actorgrid.host.copying import Copying
-from actorgrid.host.homing import Homing
+from actorgrid.host.manager import VERBS
 from actorgrid.host.offload import Offloader, ProcessOffloader
 from actorgrid.host.outgoing import OutgoingCalls
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.peers import PeerConnection, Peers
+from actorgrid.host.placing import Placing
 from actorgrid.host.replica_shell import ReplicaShell
 from actorgrid.host.residents import Residents
 from actorgrid.host.runner import Runner
@@ -58,7 +59,7 @@ from actorgrid.host.watchdog import Watchdog
 from actorgrid.ids import HostName, new_client_id
 from actorgrid.replication import events as ev
 from actorgrid.replication.configuration import Member
-from actorgrid.replication.frames import CopyAnswer, CopyBegin, CopyChunkFrame, CopyEnd, StoreMark
+from actorgrid.replication.frames import CopyAnswer, CopyBegin, CopyChunkFrame, CopyEnd, PeerAnswer, PeerQuestion, StoreMark
 from actorgrid.replication.liveness import Liveness, Times
 from actorgrid.replication.messages import Append, Message, ReplicaMissing, VoteRequest
 from actorgrid.replication.replica import Role
@@ -67,6 +68,7 @@ from actorgrid.storage.store import Batch, PeerMark, ReplicaPointer, Store, Stor
 from actorgrid.wire import messages
 from actorgrid.wire.framing import frame
 from actorgrid.wire.messages import HostInfo
+from placement import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +193,6 @@ class Host:
         self._pointers: dict[int, ReplicaPointer] = {}
         self._has_begun = False
         self._push_scheduled = False
-        self._homing_task: asyncio.Task[None] | None = None
         self.messages_rejected_total = 0
         self.replicas_retired_total = 0
 
@@ -258,7 +259,17 @@ class Host:
                 wire=config.wire,
                 owner=self,
             )
-            self._homing = Homing(self, self._peers, tuple(info.name for info in config.hosts), config.replica_set_size)
+            self._placing = Placing(
+                self,
+                self._peers,
+                me=config.name,
+                node=config.node,
+                zone=config.zone,
+                hosts=[info.name for info in config.hosts],
+                replica_set_size=config.replica_set_size,
+                limits=Limits(replica_restart_wait_s=settings.replica_restart_wait_s, quiet_s=settings.placement_quiet_s),
+                failed=self._fail_by_bug,
+            )
             self._recover()
             await self._listen()
         except BaseException:
@@ -274,7 +285,7 @@ class Host:
         self._tick()
         self._tick_copies()
         self._tick_repairs()
-        self._homing_task = loop.create_task(self._bring_home(), name="homing")
+        self._placing.start()
         await self._until_alone_serves()
         logger.info(
             "host listens name=%s address=%s:%d pid=%d incarnation=%d replicas=%d actors=%s",
@@ -368,12 +379,6 @@ class Host:
         )
         return shell
 
-    async def _bring_home(self) -> None:
-        try:
-            await self._homing.run()
-        except (InvariantViolation, AssertionError, LookupError, TypeError, ValueError) as error:
-            self._fail_by_bug(error)
-
     async def _hand_everything_over(self) -> None:
         """Before an orderly end: let others be primary of what this host is primary of, as far as they have everything."""
         async with asyncio.TaskGroup() as group:
@@ -424,8 +429,7 @@ class Host:
         if self._server is not None:
             self._server.close()
         deadline_s = self._loop.time() + STOP_GRACE_S
-        if self._homing_task is not None:
-            self._homing_task.cancel()
+        await self._placing.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HAND_OVER_GRACE_S):
                 await self._hand_everything_over()
@@ -457,10 +461,8 @@ class Host:
         self._end_duty("the host is stopping")
         for timer in self._timers.values():
             timer.cancel()
-        if self._homing_task is not None:
-            self._homing_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._homing_task
+        if hasattr(self, "_placing"):
+            await self._placing.stop()
         if self._server is not None:
             self._server.close()
         if hasattr(self, "_peers"):
@@ -614,6 +616,32 @@ class Host:
         for member in shell.core.configuration.members:
             self._peers.send(member.host, ReplicaMissing(shell.partition, member.incarnation, shell.me.incarnation, successor))
 
+    def drop_replica(self, shell: ReplicaShell, why: str) -> None:
+        """Remove a replica that is no member any more, with its data; its incarnation stays known (I6)."""
+        pointer, store = shell.pointer, self._store
+        assert store is not None
+        logger.info("replica dropped partition=%d incarnation=%d why=%s", pointer.partition, pointer.incarnation, why)
+        shell.leave(why)
+        del self.shells[shell.partition], self.partitions[shell.partition]
+        self._copying.shell_closed(shell)
+        gone = ReplicaPointer(pointer.partition, pointer.incarnation, pointer.generation, "retired")
+        self._pointers[pointer.partition] = gone
+
+        def drop(batch: Batch) -> None:
+            store.put_pointer(batch, gone)
+            store.drop_generation(batch, pointer.partition, pointer.generation)
+
+        self._commit.submit(drop)
+        self.primaries_changed()  # clients may still ask it for reads that any replica answers
+
+    def replica_bytes(self) -> int:
+        """About how large one replica is."""
+        return self._store.replica_bytes_estimate() if self._store is not None else 0
+
+    def primary_host_of(self, partition: int) -> str:
+        """The host of the newest primary that was heard of; empty if none was."""
+        return self.liveness.primaries.get(partition, (0, ""))[1]
+
     def _retire(self, pointer: ReplicaPointer, why: str, done: Callable[[], None] | None = None) -> None:
         logger.error("replica retired partition=%d incarnation=%d why=%s", pointer.partition, pointer.incarnation, why)
         store = self._store
@@ -685,6 +713,10 @@ class Host:
                 self._guarded(lambda: copying.on_end(host, message))
             case CopyAnswer():
                 self._guarded(lambda: copying.on_answer(host, message))
+            case PeerQuestion():
+                self._placing.on_question(host, message)
+            case PeerAnswer():
+                self._placing.on_answer(host, message)
             case _:
                 raise AssertionError(f"unexpected {type(message).__name__} of host {host}")
 
@@ -700,6 +732,7 @@ class Host:
         self._step_all(ev.PeerUp(host))
 
     def peer_down(self, host: str) -> None:
+        self._placing.peer_lost(host)
         self._guarded(lambda: self._copying.peer_lost(host))
         self._step_all(ev.PeerDown(host))
 
@@ -827,8 +860,10 @@ class Host:
             case "process_died":
                 known = self._peers.process_died(str(arguments.get("host", "")), str(arguments.get("process_id", "")))
                 return {"known": known}
+            case _ if self._placing.knows(verb):
+                return await self._placing.operate(verb, arguments)
             case _:
-                raise unknown_verb(verb, ["status", "init", "digests", "process_died"])
+                raise unknown_verb(verb, ["status", "init", "digests", "process_died", *VERBS])
 
     def digests(self) -> list[dict[str, Any]]:
         """A digest of the applied state of every replica here: equal on all replicas with the same position."""
@@ -890,7 +925,7 @@ class Host:
             "peer_frames_sent_total": self._peers.frames_sent_total,
             "peer_frames_received_total": self._peers.frames_received_total,
             "messages_rejected_total": self.messages_rejected_total + sum(shell.core.rejected_total for shell in self.shells.values()),
-            "primaries_handed_over_total": self._homing.swapped_total,
+            "placement_moves_total": self._placing.moves_total,
             "copies_sent_total": self._copying.sent_total,
             "copies_installed_total": self._copying.installed_total,
             "copy_bytes_sent_total": self._copying.bytes_sent_total,

@@ -378,13 +378,14 @@ class HostedPartition:
                 self._runner.refuse_with(waiter, payload)
         self.drop(activation)
 
-    def log_internal(self, address: str, changes: list[Change]) -> None:
-        """Log changes that no call made."""
+    def log_internal(self, address: str, changes: list[Change]) -> int:
+        """Log changes that no call made; their position."""
         lsn = self._next_lsn
         self._next_lsn = lsn + 1
         self._entries.append(Entry(NO_CLIENT, 0, (), 0, address, STATUS_INTERNAL, b"", changes))
         self._turns.append(None)
         self._commit.mark(self.shell)
+        return lsn
 
     # -- the tick's record, and its commit (`replica_shell.Office`)
 

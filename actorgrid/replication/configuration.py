@@ -32,11 +32,18 @@ class Configuration(Struct, array_like=True, frozen=True):
 
     :ivar voters: whose majority is the write quorum; the first is the one that should be primary when all are well
     :ivar idle: idle secondaries: they get the log, and count in no quorum (Ongaro 2014, §4.2.1)
+    :ivar leaving: host whose replica goes once the one that is being built votes; nothing but a note to whoever decides about moves
     """
 
     version: int
     voters: tuple[Member, ...]
     idle: tuple[Member, ...] = ()
+    leaving: str = ""
+
+    def __str__(self) -> str:
+        notes = [f"idle {', '.join(map(str, self.idle))}"] if self.idle else []
+        notes += [f"{self.leaving} leaves"] if self.leaving else []
+        return f"version {self.version}: {', '.join(map(str, self.voters))}" + "".join(f"; {note}" for note in notes)
 
     @property
     def write_quorum(self) -> int:
@@ -52,28 +59,34 @@ class Configuration(Struct, array_like=True, frozen=True):
 
     # -- what may follow
 
-    def with_idle(self, member: Member) -> Configuration:
-        """One more idle secondary."""
-        return Configuration(self.version + 1, self.voters, (*self.idle, member))
+    def with_idle(self, member: Member, leaving: str = "") -> Configuration:
+        """One more idle secondary.
+
+        :param leaving: the host whose place it is to take; empty: none
+        """
+        return Configuration(self.version + 1, self.voters, (*self.idle, member), leaving)
 
     def promoted(self, member: Member) -> Configuration:
         """An idle secondary becomes a voter."""
         idle = tuple(other for other in self.idle if other != member)
-        return Configuration(self.version + 1, (*self.voters, member), idle)
+        return Configuration(self.version + 1, (*self.voters, member), idle, self.leaving)
 
     def without(self, member: Member) -> Configuration:
         """One replica less."""
         voters = tuple(other for other in self.voters if other != member)
-        return Configuration(self.version + 1, voters, tuple(other for other in self.idle if other != member))
+        idle = tuple(other for other in self.idle if other != member)
+        # Who was to leave has left, or nothing is left that could take the place.
+        is_over = member.host == self.leaving or (member in self.idle and not idle)
+        return Configuration(self.version + 1, voters, idle, "" if is_over else self.leaving)
 
     def replaced(self, lost: Member, successor: Member) -> Configuration:
         """A replica that has lost its data stops counting; its successor on the same host is to be built."""
         smaller = self.without(lost)
-        return Configuration(self.version + 1, smaller.voters, (*smaller.idle, successor))
+        return Configuration(self.version + 1, smaller.voters, (*smaller.idle, successor), self.leaving)
 
     def reordered(self, first: Member) -> Configuration:
         """The same voters, with another one as the preferred primary."""
-        return Configuration(self.version + 1, (first, *(other for other in self.voters if other != first)), self.idle)
+        return Configuration(self.version + 1, (first, *(other for other in self.voters if other != first)), self.idle, self.leaving)
 
     def refusal_of(self, new: Configuration) -> str:
         """Why `new` may not follow this one; empty if it may."""

@@ -6,7 +6,7 @@ that several partitions have to say to one host in one tick travels in one `Peer
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
@@ -22,6 +22,8 @@ KIND_COPY_BEGIN: Final = 24
 KIND_COPY_CHUNK: Final = 25
 KIND_COPY_END: Final = 26
 KIND_COPY_ANSWER: Final = 27
+KIND_PEER_QUESTION: Final = 28
+KIND_PEER_ANSWER: Final = 29
 
 Text = Annotated[str, Meta(max_length=1024)]
 
@@ -140,6 +142,22 @@ class CopyAnswer(Struct, array_like=True, tag=KIND_COPY_ANSWER):
     error: Annotated[str, Meta(max_length=4096)] = ""
 
 
+class PeerQuestion(Struct, array_like=True, tag=KIND_PEER_QUESTION):
+    """What is seldom and wants an answer: `verb` and its arguments, as an operator's question to a host."""
+
+    number: Counter
+    verb: Text
+    arguments: dict[str, Any]
+
+
+class PeerAnswer(Struct, array_like=True, tag=KIND_PEER_ANSWER):
+    """The answer to a question: plain values, or (error class, message, details), as MessagePack."""
+
+    number: Counter
+    is_error: bool
+    payload: bytes
+
+
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
 
@@ -152,4 +170,6 @@ PEER_DECODERS = {
     KIND_COPY_CHUNK: msgspec.msgpack.Decoder(CopyChunkFrame).decode,
     KIND_COPY_END: msgspec.msgpack.Decoder(CopyEnd).decode,
     KIND_COPY_ANSWER: msgspec.msgpack.Decoder(CopyAnswer).decode,
+    KIND_PEER_QUESTION: msgspec.msgpack.Decoder(PeerQuestion).decode,
+    KIND_PEER_ANSWER: msgspec.msgpack.Decoder(PeerAnswer).decode,
 }

@@ -198,19 +198,3 @@ def test_the_grids_own_settings_are_in_the_system_partition(tmp_path):
             assert three.hosts[0].grid_settings() == {"cluster_id": CLUSTER, "partition_count": PARTITIONS, "replica_set_size": 3}
 
     run(main, timeout_s=30)
-
-
-def test_a_restarted_host_gets_its_primaries_back(tmp_path, monkeypatch):
-    from actorgrid.host import homing
-
-    monkeypatch.setattr(homing, "STEADY_S", 0.2)
-
-    async def main():
-        async with trio(tmp_path) as three:
-            home = {number: host.config.name for number, host in three.primaries().items()}
-            await three.stop(0)
-            await three.until_served()
-            await three.start(0)
-            await until(lambda: {number: host.config.name for number, host in three.primaries().items()} == home, 15)
-
-    run(main, timeout_s=40)

@@ -1,0 +1,476 @@
+"""The placement manager: it runs in the host of the system partition's primary, observes, lets `placement` decide, and gives orders.
+
+Level-triggered: what is to be done follows from the reports of the moment and from what operators want, which is an entry of the system
+partition. A manager that takes office knows nothing else, and one that is deposed half-way has left nothing undone that its successor would
+not see. Orders name the configuration they were decided on; one that comes late or twice does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, NotPrimaryError, RequestError
+from actorgrid.host.partition import HostedPartition
+from actorgrid.host.reports import HostReport, Overview, decode_report
+from placement import Build, Command, Drain, Intent, Limits, Observation, Plan, Remove, Swap, explain, make_plan
+
+logger = logging.getLogger(__name__)
+
+SYSTEM_PARTITION: Final = 0
+STATE_ADDRESS: Final = "actorgrid.System\0placement"
+TICK_S: Final = 0.25
+REPORT_TIMEOUT_S: Final = 1.0
+#: Swaps wait for turns to end, builds for the host that is to build.
+ORDER_TIMEOUT_S: Final = 5.0
+#: Moves that are remembered, for operators: not part of any decision.
+MOVES_REMEMBERED: Final = 1000
+STATE_TIMEOUT_S: Final = 5.0
+
+
+class IntentRecord(Struct, array_like=True):
+    """What an operator wants of a node.
+
+    :ivar number: the order in which intents came
+    :ivar deadline_ms: date by which it should be done, or 0
+    """
+
+    intent: int
+    number: int
+    deadline_ms: int = 0
+
+
+class PlacementState(Struct):
+    """What the system partition remembers for placement.
+
+    :ivar intents: by node
+    :ivar nodes: host -> (node, zone), as last reported
+    """
+
+    intents: dict[str, IntentRecord] = {}
+    nodes: dict[str, tuple[str, str]] = {}
+    frozen_why: str = ""
+    last_number: int = 0
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(PlacementState).decode
+
+
+class Move(Struct):
+    """Something that was ordered, for operators.
+
+    :ivar at_ms: date
+    :ivar outcome: empty while it is under way, ``done``, or why it came to nothing
+    """
+
+    number: int
+    at_ms: int
+    partition: int
+    what: str
+    host: str
+    why: str
+    outcome: str = ""
+    seconds: float = 0.0
+
+
+class ManagerOwner(Protocol):
+    """What a manager needs of its host."""
+
+    partitions: dict[int, HostedPartition]
+
+    def host_names(self) -> list[str]:
+        """All hosts of the grid."""
+
+    def own_report(self) -> HostReport:
+        """What this host reports."""
+
+    async def ask_host(self, host: str, verb: str, arguments: dict[str, Any], timeout_s: float) -> Any:
+        """Ask a host, this one included."""
+
+
+class Manager:
+    """The manager of one host; in office only while that is primary of the system partition.
+
+    :ivar moves: the last orders
+    :ivar moves_total: orders given in this life of the host
+    """
+
+    def __init__(self, owner: ManagerOwner, me: str, limits: Limits, replica_set_size: int, date_ms: Callable[[], int]) -> None:
+        self.moves: deque[Move] = deque(maxlen=MOVES_REMEMBERED)
+        self.plan: Plan | None = None
+        self._owner = owner
+        self._me = me
+        self._limits = limits
+        self._replica_set_size = replica_set_size
+        self._date_ms = date_ms
+        self._overview: Overview | None = None
+        self._observation: Observation | None = None
+        self._state = PlacementState()
+        self._epoch = 0
+        self._under_way: dict[int, asyncio.Task[None]] = {}
+        self.moves_total = 0
+        self._ticks = 0
+        self._wants_rebalance = False
+        self._changing = asyncio.Lock()
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Take office whenever the system partition is served here, for ever."""
+        try:
+            while True:
+                began_s = time.monotonic()
+                system = self._owner.partitions.get(SYSTEM_PARTITION)
+                if system is not None and system.serving:
+                    try:
+                        await self._tick(system)
+                    except ActorGridError as error:
+                        logger.warning("placement looks again later: %s", error)
+                else:
+                    self._leave_office()
+                await asyncio.sleep(max(0.02, TICK_S - (time.monotonic() - began_s)))
+        finally:
+            self._leave_office()
+
+    def _leave_office(self) -> None:
+        self._overview = self._observation = self.plan = None
+        for task in self._under_way.values():
+            task.cancel()
+        self._under_way.clear()
+
+    async def _tick(self, system: HostedPartition) -> None:
+        if self._overview is None or self._epoch != system.replica.epoch:
+            self._leave_office()
+            self._take_office(system)
+        overview = self._overview
+        assert overview is not None
+        await self._gather(overview)
+        if not system.serving or self._overview is not overview:
+            return
+        now_s = time.monotonic()
+        overview.let_time_pass(now_s)
+        self._ticks += 1
+        await self._remember_nodes(overview)
+        self._observation = observation = self._observe(overview, now_s)
+        limits = self._limits
+        if self._wants_rebalance:
+            limits = msgspec.structs.replace(limits, quiet_s=0.0)
+        self.plan = make_plan(observation, limits)
+        if self._wants_rebalance and not self.plan.commands:
+            self._wants_rebalance = False
+        for command in self.plan.commands:
+            self._order(command)
+        for host, partition, incarnation, epoch, version in overview.strangers():
+            if partition not in self._under_way:
+                arguments = {"partition": partition, "incarnation": incarnation, "epoch": epoch, "version": version}
+                why = f"configuration {version} does not name it"
+                self._begin(partition, "drop", host, host, arguments, why)
+
+    def _take_office(self, system: HostedPartition) -> None:
+        self._epoch = system.replica.epoch
+        stored = system.shell.durable.entries_of(STATE_ADDRESS).get(b"")
+        self._state = _decode(stored) if stored is not None else PlacementState()
+        self._overview = Overview(self._owner.host_names(), time.monotonic())
+        self._ticks = 0
+        self._wants_rebalance = False
+        logger.info("placement manager in office epoch=%d intents=%s", self._epoch, sorted(self._state.intents))
+
+    async def _gather(self, overview: Overview) -> None:
+        """The reports of all hosts; who does not answer is asked again with the next tick."""
+
+        async def of(name: str) -> None:
+            try:
+                answer = await self._owner.ask_host(name, "report", {}, REPORT_TIMEOUT_S)
+                overview.take(decode_report(answer), time.monotonic())
+            except ActorGridError as error:
+                logger.debug("no report host=%s error=%s", name, error)
+
+        overview.take(self._owner.own_report(), time.monotonic())
+        async with asyncio.TaskGroup() as group:
+            for name in overview.names:
+                if name != self._me:
+                    group.create_task(of(name))
+
+    async def _remember_nodes(self, overview: Overview) -> None:
+        """Where each host is outlives it: a host that is down is on a node still."""
+        nodes = dict(self._state.nodes)
+        for name in overview.names:
+            report = overview.report_of(name)
+            if report is not None:
+                nodes[name] = (report.node, report.zone)
+        if nodes != self._state.nodes:
+            await self._change(lambda state: msgspec.structs.replace(state, nodes=nodes))
+
+    def _observe(self, overview: Overview, now_s: float) -> Observation:
+        intents = {node: (Intent(record.intent), record.number) for node, record in self._state.intents.items()}
+        return overview.observation(
+            now_s,
+            intents=intents,
+            nodes=self._state.nodes,
+            replica_set_size=self._replica_set_size,
+            busy=self._under_way,
+            frozen_why=self._state.frozen_why,
+        )
+
+    # -- orders
+
+    def _order(self, command: Command) -> None:
+        overview = self._overview
+        assert overview is not None
+        if command.partition in self._under_way:
+            return
+        led = overview.led(command.partition)
+        if led is None:
+            return
+        arguments: dict[str, Any] = {"partition": command.partition, "version": command.version, "host": command.host}
+        match command:
+            case Build():
+                verb, arguments["instead_of"] = "build", command.instead_of
+            case Swap():
+                verb = "swap"
+            case Remove():
+                verb, arguments["incarnation"] = "remove", command.incarnation
+        self._begin(command.partition, verb, command.host, led[1], arguments, command.why)
+
+    def _begin(self, partition: int, verb: str, host: str, asked: str, arguments: dict[str, Any], why: str) -> None:
+        self.moves_total += 1
+        move = Move(self.moves_total, self._date_ms(), partition, verb, host, why)
+        self.moves.append(move)
+        task = asyncio.get_running_loop().create_task(self._carry_out(move, asked, arguments), name=f"order {verb} {partition}")
+        self._under_way[partition] = task
+
+        def over(done: asyncio.Task[None]) -> None:
+            if self._under_way.get(partition) is done:
+                del self._under_way[partition]
+
+        task.add_done_callback(over)
+
+    async def _carry_out(self, move: Move, asked: str, arguments: dict[str, Any]) -> None:
+        began_s = time.monotonic()
+        try:
+            await self._owner.ask_host(asked, move.what, arguments, ORDER_TIMEOUT_S)
+            move.outcome = "done"
+        except ActorGridError as error:
+            move.outcome = str(error)
+        except asyncio.CancelledError:
+            move.outcome = "the manager has left office"
+            raise
+        finally:
+            move.seconds = round(time.monotonic() - began_s, 4)
+            logger.info(
+                "move partition=%d what=%s host=%s seconds=%.3f outcome=%s why=%s",
+                move.partition, move.what, move.host, move.seconds, move.outcome, move.why,
+            )  # fmt: skip
+
+    # -- what operators want
+
+    async def operate(self, verb: str, arguments: dict[str, Any]) -> Any:
+        """Answer an operator.
+
+        :raises NotPrimaryError: the manager is not here
+        :raises HostUnavailableError: it has just taken office and knows too little
+        :raises RequestError: unknown verb, node or partition, or an intent that may not follow the one that is there
+        """
+        observation, plan = self._observation, self.plan
+        if self._overview is None:
+            raise NotPrimaryError("the placement manager is not here", partition=SYSTEM_PARTITION)
+        if observation is None or plan is None:
+            raise HostUnavailableError("the placement manager has just taken office", retry_after_s=TICK_S)
+        match verb:
+            case "nodes":
+                return self._nodes(observation, plan)
+            case "drain":
+                return await self._drain(observation, arguments)
+            case "drain_status":
+                return self._drain_row(self._node(observation, arguments))
+            case "undrain":
+                return await self._undrain(observation, arguments)
+            case "explain":
+                return self._explain(observation, arguments)
+            case "moves":
+                since = arguments.get("since", 0)
+                return {"moves": [msgspec.to_builtins(move) for move in self.moves if move.number > since or not move.outcome]}
+            case "rebalance":
+                return self._rebalance(observation, dry_run=bool(arguments.get("dry_run")))
+            case "freeze":
+                return await self._freeze(arguments)
+            case "unfreeze":
+                await self._change(lambda state: msgspec.structs.replace(state, frozen_why=""))
+                return {"frozen_why": ""}
+            case _:
+                raise RequestError(f"unknown verb {verb!r}; of the placement manager are {', '.join(VERBS)}")
+
+    def _node(self, observation: Observation, arguments: dict[str, Any]) -> str:
+        node = arguments.get("node")
+        known = sorted(view.name for view in observation.nodes)
+        if node not in known:
+            raise RequestError(f"there is no node {node!r}; known are {', '.join(known)}")
+        return str(node)
+
+    async def _drain(self, observation: Observation, arguments: dict[str, Any]) -> dict[str, Any]:
+        node = self._node(observation, arguments)
+        wanted = _intent(arguments)
+        if arguments.get("estimate"):
+            return self._estimate(observation, node, wanted)
+        known = self._state.intents.get(node)
+        if known is not None and wanted < known.intent:
+            have = Intent(known.intent).name.lower()
+            raise RequestError(f"node {node} has the intent {have} already, and intents only rise: take it back first (undrain)")
+        deadline_s = arguments.get("deadline_s", 0)
+        if not isinstance(deadline_s, int | float) or deadline_s < 0:
+            raise RequestError(f"deadline_s must be seconds, got {deadline_s!r}")
+        deadline_ms = self._date_ms() + int(deadline_s * 1000) if deadline_s else 0
+
+        def with_intent(state: PlacementState) -> PlacementState:
+            number = state.last_number + 1
+            before = state.intents.get(node)
+            record = IntentRecord(int(wanted), before.number if before is not None else number, deadline_ms)
+            return msgspec.structs.replace(state, intents={**state.intents, node: record}, last_number=number)
+
+        await self._change(with_intent)
+        logger.info("intent node=%s intent=%s", node, wanted.name.lower())
+        self._look_again()
+        return self._drain_row(node)
+
+    async def _undrain(self, observation: Observation, arguments: dict[str, Any]) -> dict[str, Any]:
+        node = self._node(observation, arguments)
+        if node in self._state.intents:
+
+            def without_intent(state: PlacementState) -> PlacementState:
+                return msgspec.structs.replace(state, intents={name: record for name, record in state.intents.items() if name != node})
+
+            await self._change(without_intent)
+            logger.info("intent taken back node=%s", node)
+            self._look_again()
+        return {"node": node, "intent": "none"}
+
+    def _estimate(self, observation: Observation, node: str, wanted: Intent) -> dict[str, Any]:
+        """How long it would take now: `placement` is asked as if the intent were there."""
+        nodes = [
+            msgspec.structs.replace(view, intent=wanted, intent_no=1 << 30) if view.name == node else view for view in observation.nodes
+        ]
+        plan = make_plan(msgspec.structs.replace(observation, nodes=nodes), self._limits)
+        row = self._row(next(drain for drain in plan.drains if drain.node == node))
+        return {**row, "state": "estimate"}
+
+    def _explain(self, observation: Observation, arguments: dict[str, Any]) -> dict[str, Any]:
+        number = arguments.get("partition")
+        if not isinstance(number, int):
+            raise RequestError(f"partition must be a number, got {number!r}")
+        try:
+            lines = explain(observation, number, self._limits)
+        except KeyError:
+            raise RequestError(f"there is no partition {number}") from None
+        moves = [msgspec.to_builtins(move) for move in self.moves if move.partition == number]
+        return {"partition": number, "lines": lines, "moves": moves[-10:]}
+
+    def _rebalance(self, observation: Observation, *, dry_run: bool) -> dict[str, Any]:
+        plan = make_plan(observation, msgspec.structs.replace(self._limits, quiet_s=0.0))
+        if not dry_run:
+            self._wants_rebalance = True
+        commands = [{"what": type(each).__name__.lower(), **msgspec.to_builtins(each)} for each in plan.commands]
+        return {"next": commands, "is_balanced": plan.is_balanced, "dry_run": dry_run}
+
+    async def _freeze(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        why = arguments.get("reason")
+        if not isinstance(why, str) or not why.strip() or len(why) > 1000:
+            raise RequestError("a freeze needs a reason, of at most 1,000 characters")
+        await self._change(lambda state: msgspec.structs.replace(state, frozen_why=why))
+        return {"frozen_why": why}
+
+    def _look_again(self) -> None:
+        """Decide anew on what is known, so that the answer to an operator tells of what was just asked for."""
+        if self._overview is not None:
+            self._observation = self._observe(self._overview, time.monotonic())
+            self.plan = make_plan(self._observation, self._limits)
+
+    # -- rows
+
+    def _drain_row(self, node: str) -> dict[str, Any]:
+        drain = next((each for each in self.plan.drains if each.node == node), None) if self.plan is not None else None
+        if drain is None:
+            nothing = {"replicas_left": 0, "primaries_left": 0, "bytes_left": 0, "estimate_s": 0.0, "pending": []}
+            return {"node": node, "intent": "none", "state": "none", **nothing}
+        row = self._row(drain)
+        record = self._state.intents.get(node)
+        if record is not None and record.deadline_ms and not drain.is_done:
+            left_s = (record.deadline_ms - self._date_ms()) / 1000
+            row |= {"deadline_left_s": round(left_s, 1), "state": "late" if left_s < 0 else row["state"]}
+        return row
+
+    @staticmethod
+    def _row(drain: Drain) -> dict[str, Any]:
+        return {
+            "node": drain.node,
+            "intent": drain.intent.name.lower(),
+            "state": "done" if drain.is_done else "blocked" if drain.estimate_s < 0 else "draining",
+            "replicas_left": drain.replicas_left,
+            "primaries_left": drain.primaries_left,
+            "bytes_left": drain.bytes_left,
+            "estimate_s": round(drain.estimate_s, 1),
+            "pending": [
+                {"partition": each.partition, "rule": str(each.rule), "why": each.why, "help": each.help} for each in drain.pending
+            ],
+        }
+
+    def _nodes(self, observation: Observation, plan: Plan) -> dict[str, Any]:
+        rows = []
+        for node in observation.nodes:
+            hosts = [host for host in observation.hosts if host.node == node.name]
+            names = {host.name for host in hosts}
+            drain = next((each for each in plan.drains if each.node == node.name), None)
+            up = sum(host.is_up for host in hosts)
+            rows.append(
+                {
+                    "name": node.name,
+                    "zone": node.zone,
+                    "state": "up" if up == len(hosts) else "down" if not up else "partly up",
+                    "intent": node.intent.name.lower(),
+                    "drain": self._row(drain)["state"] if drain is not None else None,
+                    "hosts": sorted(names),
+                    "replicas": sum(replica.host in names for partition in observation.partitions for replica in partition.replicas),
+                    "primaries": sum(partition.primary in names for partition in observation.partitions),
+                }
+            )
+        return {"nodes": rows, "manager": self._me, "frozen_why": self._state.frozen_why, "is_balanced": plan.is_balanced}
+
+    # -- the system partition
+
+    async def _change(self, change: Callable[[PlacementState], PlacementState]) -> None:
+        """Make a change of the state durable on a write quorum, and go by it.
+
+        :raises HostUnavailableError: this host is primary of the system partition no more; whether the change counts is not known
+        :raises DeadlineExceededError: no write quorum has taken it in time; nor is it known then
+        """
+        async with self._changing:
+            system = self._owner.partitions.get(SYSTEM_PARTITION)
+            if system is None or not system.serving or system.is_handing_over:
+                raise HostUnavailableError("the placement manager is moving", retry_after_s=TICK_S)
+            state = change(self._state)
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            system.wait_committed(system.log_internal(STATE_ADDRESS, [(b"", _encode(state))]), waiter)
+            try:
+                async with asyncio.timeout(STATE_TIMEOUT_S):
+                    await waiter
+            except TimeoutError:
+                raise DeadlineExceededError(f"the system partition has not committed a change within {STATE_TIMEOUT_S:g} s") from None
+            self._state = state
+
+
+VERBS: Final = ("nodes", "drain", "drain_status", "undrain", "explain", "moves", "rebalance", "freeze", "unfreeze")
+
+
+def _intent(arguments: dict[str, Any]) -> Intent:
+    known = [intent.name.lower() for intent in Intent if intent]
+    wanted = arguments.get("intent")
+    if wanted not in known:
+        raise RequestError(f"intent must be one of {', '.join(known)}, got {wanted!r}")
+    return Intent[str(wanted).upper()]

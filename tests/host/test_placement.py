@@ -1,0 +1,281 @@
+"""Placement with real hosts of this process: drains, restarts, their manager's own moves, and what operators are told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+from host_actors import Box
+from host_harness import PARTITIONS, free_port, make_config, run, seeds, until
+
+from actorgrid import grid
+from actorgrid.errors import RequestError, TransientError
+from actorgrid.host.host import Host
+from actorgrid.settings import ClientSettings, HostSettings
+
+PATIENT = ClientSettings(timeout_s=15.0, connect_timeout_s=0.5)
+SETTINGS = HostSettings(placement_quiet_s=0.3, replica_restart_wait_s=2.0)
+
+
+class Grid:
+    """Hosts of one grid, each on a node of its own: host-1 on node-1 and so on."""
+
+    def __init__(self, path, count):
+        self.path = path
+        self.ports = [free_port() for _ in range(count)]
+        self.hosts = [None] * count
+
+    async def start(self, index):
+        config = make_config(self.path, ports=self.ports, index=index, replicas=3, settings=SETTINGS)
+        host = self.hosts[index] = Host(config)
+        await host.start()
+        return host
+
+    async def stop(self, index):
+        host, self.hosts[index] = self.hosts[index], None
+        await host.stop()
+
+    @property
+    def up(self):
+        return [host for host in self.hosts if host is not None]
+
+    def manager(self):
+        return next((host for host in self.up if 0 in host.partitions and host.partitions[0].serving), None)
+
+    def members(self):
+        """partition -> hosts of its configuration, as its primary has it."""
+        return {
+            partition.id: sorted(member.host for member in partition.replica.configuration.members)
+            for host in self.up
+            for partition in host.partitions.values()
+            if partition.serving
+        }
+
+    def held(self, index):
+        return sorted(self.hosts[index].shells)
+
+    def primaries(self, index):
+        return sorted(partition.id for partition in self.hosts[index].partitions.values() if partition.serving)
+
+    async def operate(self, verb, **arguments):
+        """Ask some host, as a tool would; again while the manager is moving."""
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                return await self.up[-1].administer(verb, arguments)
+            except TransientError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
+
+    async def drained(self, node, timeout_s=15):
+        """Wait until the drain of `node` is done; its row."""
+        deadline = time.monotonic() + timeout_s
+        while (row := await self.operate("drain_status", node=node))["state"] != "done":
+            assert time.monotonic() < deadline, row
+            await asyncio.sleep(0.05)
+        return row
+
+    async def until_equal(self):
+        """Every replica of every partition has applied the same, and it is the same."""
+
+        def equal():
+            found = {}
+            for host in self.up:
+                for row in host.digests():
+                    found.setdefault(row["id"], []).append((row["applied_lsn"], row["digest"]))
+            return len(found) == PARTITIONS + 1 and all(len(rows) == 3 and len(set(rows)) == 1 for rows in found.values())
+
+        await until(equal, 10)
+
+
+@contextlib.asynccontextmanager
+async def hosts_of(path, count):
+    made = Grid(path, count)
+    for index in range(count):
+        await made.start(index)
+    await made.hosts[0].administer("init", {})
+    await until(lambda: len(made.members()) == PARTITIONS + 1, 10)
+    try:
+        yield made
+    finally:
+        for host in made.up:
+            await host.stop()
+
+
+class Load:
+    """Callers that never stop, and what they saw."""
+
+    def __init__(self, client, callers=8):
+        self._client = client
+        self._callers = callers
+        self.acknowledged = dict.fromkeys(range(callers), 0)
+        self.gaps = []
+        self._tasks = []
+        self._is_over = False
+
+    async def _call(self, number):
+        box = self._client.get(Box, f"b{number}")
+        while not self._is_over:
+            began = time.monotonic()
+            assert await box.add(1) == self.acknowledged[number] + 1  # once each, whatever moves
+            self.acknowledged[number] += 1
+            self.gaps.append(time.monotonic() - began)
+
+    async def __aenter__(self):
+        self._tasks = [asyncio.create_task(self._call(number)) for number in range(self._callers)]
+        await asyncio.sleep(0.2)
+        return self
+
+    async def __aexit__(self, *_):
+        self._is_over = True
+        for task in self._tasks:
+            await task
+
+
+def test_a_node_is_emptied_while_callers_go_on(tmp_path):
+    async def main():
+        async with hosts_of(tmp_path, 4) as made, grid.connect(seeds(made.up), settings=PATIENT) as client:
+            async with Load(client) as load:
+                row = await made.operate("drain", node="node-2", intent="remove_node")
+                assert row["intent"] == "remove_node"
+                await made.drained("node-2")
+                assert made.held(1) == [] or not await until(lambda: not made.held(1), 5)
+                assert all(members == ["host-1", "host-3", "host-4"] for members in made.members().values())
+            assert min(load.acknowledged.values()) > 0
+            await made.until_equal()
+            # Taken back, it gets its share again.
+            await made.operate("undrain", node="node-2")
+            await until(lambda: len(made.held(1)) >= 3 and made.primaries(1), 15)
+            nodes = (await made.operate("nodes"))["nodes"]
+            assert {node["name"]: node["intent"] for node in nodes} == dict.fromkeys((f"node-{i}" for i in range(1, 5)), "none")
+
+    run(main, timeout_s=60)
+
+
+def test_every_node_is_emptied_in_turn_the_managers_own_among_them(tmp_path):
+    async def main():
+        async with hosts_of(tmp_path, 4) as made, grid.connect(seeds(made.up), settings=PATIENT) as client:
+            async with Load(client):
+                for number in range(1, 5):
+                    await made.operate("drain", node=f"node-{number}", intent="remove_node")
+                    await made.drained(f"node-{number}", 20)
+                    assert not any(f"host-{number}" in members for members in made.members().values())
+                    await made.operate("undrain", node=f"node-{number}")
+            await made.until_equal()
+
+    run(main, timeout_s=90)
+
+
+def test_a_restart_moves_primaries_and_no_data(tmp_path):
+    async def main():
+        async with hosts_of(tmp_path, 3) as made, grid.connect(seeds(made.up), settings=PATIENT) as client:
+            before = made.members()
+            async with Load(client):
+                await made.operate("drain", node="node-1", intent="restart")
+                row = await made.drained("node-1")
+                assert (row["primaries_left"], row["replicas_left"]) == (0, 0)
+                assert made.primaries(0) == []
+                await made.stop(0)
+                await asyncio.sleep(0.3)
+                await made.start(0)
+                await made.operate("undrain", node="node-1")
+                await until(lambda: made.primaries(0), 15)
+            assert made.members() == before
+            await made.until_equal()
+
+    run(main, timeout_s=60)
+
+
+def test_a_drain_that_cannot_end_says_within_two_seconds_which_rule_stops_it_and_shrinks_nothing(tmp_path):
+    async def main():
+        async with hosts_of(tmp_path, 3) as made:
+            before = made.members()
+            began = time.monotonic()
+            row = await made.operate("drain", node="node-3", intent="remove_node")
+            while not any(each["rule"] == "no_candidate" for each in row["pending"]):
+                await asyncio.sleep(0.05)
+                row = await made.operate("drain_status", node="node-3")
+                assert time.monotonic() - began < 2.0, row
+            stopping = next(each for each in row["pending"] if each["rule"] == "no_candidate")
+            assert "no host may take a replica" in stopping["why"]
+            assert "add a node" in stopping["help"]
+            await until(lambda: not made.primaries(2), 10)
+            await asyncio.sleep(1.0)
+            assert made.members() == before
+            row = await made.operate("drain_status", node="node-3")
+            assert (row["state"], row["estimate_s"]) == ("blocked", -1.0)
+            lines = (await made.operate("explain", partition=stopping["partition"]))["lines"]
+            assert any("waits (no_candidate)" in line for line in lines)
+
+    run(main, timeout_s=40)
+
+
+def test_intents_outlive_their_manager(tmp_path):
+    async def main():
+        async with hosts_of(tmp_path, 4) as made, grid.connect(seeds(made.up), settings=PATIENT) as client:
+            async with Load(client):
+                await made.operate("drain", node="node-1", intent="pause")
+                await made.operate("freeze", reason="the quarter ends")
+                index = made.hosts.index(made.manager())
+                await made.stop(index)
+                await until(lambda: made.manager() is not None, 10)
+                answer = await made.operate("nodes")
+                assert {node["name"]: node["intent"] for node in answer["nodes"]}["node-1"] == "pause"
+                assert answer["frozen_why"] == "the quarter ends"
+                await made.start(index)
+                await made.operate("unfreeze")
+                await made.operate("undrain", node="node-1")
+            await made.until_equal()
+
+    run(main, timeout_s=60)
+
+
+def test_a_host_that_is_gone_for_good_is_replaced(tmp_path):
+    async def main():
+        async with hosts_of(tmp_path, 4) as made, grid.connect(seeds(made.up), settings=PATIENT) as client:
+            async with Load(client):
+                await made.stop(1)
+                await until(lambda: len(made.members()) == PARTITIONS + 1, 10)
+                await until(lambda: not any("host-2" in members for members in made.members().values()), 20)
+            await made.start(1)
+            await until(lambda: made.held(1), 15)
+            await made.until_equal()
+
+    run(main, timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "why"),
+    [
+        ("drain", {"node": "node-9", "intent": "restart"}, "there is no node 'node-9'; known are node-1, node-2, node-3"),
+        ("drain", {"node": "node-1", "intent": "explode"}, "intent must be one of pause, restart, remove_data, remove_node, got 'explode'"),
+        ("drain", {"node": "node-1"}, "intent must be one of"),
+        ("drain", {"node": "node-1", "intent": "pause", "deadline_s": "soon"}, "deadline_s must be seconds"),
+        ("explain", {"partition": 99}, "there is no partition 99"),
+        ("explain", {}, "partition must be a number"),
+        ("freeze", {"reason": " "}, "a freeze needs a reason"),
+    ],
+)
+def test_what_an_operator_may_not_ask_is_told(tmp_path, verb, arguments, why):
+    async def main():
+        async with hosts_of(tmp_path, 3) as made:
+            with pytest.raises(RequestError, match=why):
+                await made.operate(verb, **arguments)
+
+    run(main, timeout_s=30)
+
+
+def test_intents_only_rise(tmp_path):
+    async def main():
+        async with hosts_of(tmp_path, 3) as made:
+            await made.operate("drain", node="node-1", intent="restart")
+            with pytest.raises(RequestError, match="has the intent restart already, and intents only rise"):
+                await made.operate("drain", node="node-1", intent="pause")
+            assert (await made.operate("drain", node="node-1", intent="remove_node"))["intent"] == "remove_node"
+            assert (await made.operate("undrain", node="node-1"))["intent"] == "none"
+            assert (await made.operate("drain", node="node-1", intent="pause", deadline_s=60))["state"] == "done"
+
+    run(main, timeout_s=30)
