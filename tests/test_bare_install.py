@@ -18,7 +18,7 @@ from actorgrid.ids import HostName
 from actorgrid.wire.messages import HostInfo
 
 ROOT = Path(__file__).parent.parent
-SERVER_PACKAGES = ("ray", "rocksdict", "kubernetes", "uvloop", "typer", "rich", "psutil", "msgpack")
+SERVER_PACKAGES = ("ray", "rocksdict", "kubernetes", "uvloop", "typer", "rich", "psutil", "tenacity", "msgpack")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from actorgrid import __version__
-from actorgrid.cli import call, init, local_grid, status
+from actorgrid.cli import call, init, local_grid, placement, status
 
 app = typer.Typer(
     help="Partitioned, replicated, stateful actors for Python.",
@@ -39,3 +39,11 @@ app.command("down")(local_grid.down_command)
 app.command("init")(init.init_command)
 app.command("status")(status.status_command)
 app.command("call", context_settings={"ignore_unknown_options": True})(call.call_command)
+app.command("nodes")(placement.nodes_command)
+app.command("drain")(placement.drain_command)
+app.command("undrain")(placement.undrain_command)
+app.command("rebalance")(placement.rebalance_command)
+app.command("explain")(placement.explain_command)
+app.command("moves")(placement.moves_command)
+app.command("freeze")(placement.freeze_command)
+app.command("unfreeze")(placement.unfreeze_command)
