@@ -9,6 +9,7 @@ This file puts the parts together and takes them apart again; each part knows it
 `partition`      what a primary has besides: admission, log, answers
 `copying`        copies of whole partitions, out and in
 `bootstrap`      the beginning of a grid
+`roster`         which hosts the grid has
 `placing`        reports, orders and the placement manager: `questions`, `reports`, `orders`, `manager`
 `runner`         turns
 `residents`      which activations stay in memory
@@ -52,6 +53,7 @@ from actorgrid.host.peers import PeerConnection, Peers
 from actorgrid.host.placing import Placing
 from actorgrid.host.replica_shell import ReplicaShell
 from actorgrid.host.residents import Residents
+from actorgrid.host.roster import Roster
 from actorgrid.host.runner import Runner
 from actorgrid.host.server import ConnectionCounters, HostConnection, unknown_verb
 from actorgrid.host.supervision import BlindSupervisor, LocalSupervisor, Supervisor
@@ -193,6 +195,7 @@ class Host:
         self._pointers: dict[int, ReplicaPointer] = {}
         self._has_begun = False
         self._push_scheduled = False
+        self._join_task: asyncio.Task[None] | None = None
         self.messages_rejected_total = 0
         self.replicas_retired_total = 0
 
@@ -233,13 +236,14 @@ class Host:
             )
             self._outgoing = OutgoingCalls(loop, config.partition_count, self.partitions, self.watermarks, self._caller, self._offloader)
             marks = {name: StoreMark(mark.incarnation, mark.position, mark.store_id) for name, mark in store.peer_marks().items()}
+            self.roster = Roster(config.name, config.hosts, store.roster(), self)
             infos = {info.name: info for info in config.hosts}
             self._peers = Peers(
                 loop=loop,
                 owner=self,
                 cluster_id=config.cluster_id,
                 me=infos[config.name],
-                others=[info for info in config.hosts if info.name != config.name],
+                others=self.roster.others,
                 own_mark=self._own_mark,
                 marks=marks,
                 liveness=self.liveness,
@@ -265,7 +269,7 @@ class Host:
                 me=config.name,
                 node=config.node,
                 zone=config.zone,
-                hosts=[info.name for info in config.hosts],
+                roster=self.roster,
                 replica_set_size=config.replica_set_size,
                 limits=Limits(replica_restart_wait_s=settings.replica_restart_wait_s, quiet_s=settings.placement_quiet_s),
                 failed=self._fail_by_bug,
@@ -286,6 +290,7 @@ class Host:
         self._tick_copies()
         self._tick_repairs()
         self._placing.start()
+        self._join_task = loop.create_task(self._join(), name="join")
         await self._until_alone_serves()
         logger.info(
             "host listens name=%s address=%s:%d pid=%d incarnation=%d replicas=%d actors=%s",
@@ -379,6 +384,19 @@ class Host:
         )
         return shell
 
+    async def _join(self) -> None:
+        config = self.config
+        await self.roster.join(cluster_id=config.cluster_id, node=config.node, zone=config.zone, wire=config.wire)
+
+    def roster_changed(self, stored: bytes) -> None:
+        """The grid has other hosts now."""
+        store = self._store
+        if store is None or self._failure.done():
+            return
+        self._commit.submit(lambda batch: store.put_roster(batch, stored))
+        self._peers.set_others(self.roster.others)
+        self.primaries_changed()
+
     async def _hand_everything_over(self) -> None:
         """Before an orderly end: let others be primary of what this host is primary of, as far as they have everything."""
         async with asyncio.TaskGroup() as group:
@@ -429,7 +447,7 @@ class Host:
         if self._server is not None:
             self._server.close()
         deadline_s = self._loop.time() + STOP_GRACE_S
-        await self._placing.stop()
+        await self._stop_placing()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HAND_OVER_GRACE_S):
                 await self._hand_everything_over()
@@ -446,6 +464,15 @@ class Host:
         await self._take_apart()
         self.state = "stopped"
 
+    async def _stop_placing(self) -> None:
+        if hasattr(self, "_placing"):
+            await self._placing.stop()
+        task, self._join_task = self._join_task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
     async def _finish_turns(self, deadline_s: float) -> None:
         """Wait until nothing runs and all that ran is in the state, at most until `deadline_s`, but half a second for the commit."""
         while self.runner.admitted + self.runner.uncommitted > 0 and self._loop.time() < deadline_s and not self._failure.done():
@@ -461,8 +488,7 @@ class Host:
         self._end_duty("the host is stopping")
         for timer in self._timers.values():
             timer.cancel()
-        if hasattr(self, "_placing"):
-            await self._placing.stop()
+        await self._stop_placing()
         if self._server is not None:
             self._server.close()
         if hasattr(self, "_peers"):
@@ -792,7 +818,8 @@ class Host:
 
     def map_message(self) -> messages.MapMessage:
         config, primaries = self.config, self.liveness.primaries
-        index_of = {info.name: index for index, info in enumerate(config.hosts)}
+        infos = self.roster.infos
+        index_of = {info.name: index for index, info in enumerate(infos)}
         hosts, epochs, secondaries = [], [], []
         for partition in range(1, config.partition_count + 1):
             epoch, name = primaries.get(partition, (0, ""))
@@ -801,7 +828,7 @@ class Host:
             shell = self.shells.get(partition)
             members = shell.core.configuration.members if shell is not None and self._has_begun else ()
             secondaries.append([index_of[member.host] for member in members if member.host != name and member.host in index_of])
-        return messages.MapMessage(1, self.cluster_id, list(config.hosts), hosts, epochs, secondaries)
+        return messages.MapMessage(1 + self.roster.version, self.cluster_id, infos, hosts, epochs, secondaries)
 
     def primaries_changed(self) -> None:
         """Somebody is primary of something since now: whoever routes calls is told, a few changes at a time."""
@@ -831,7 +858,7 @@ class Host:
     def primary_of(self, partition: int) -> tuple[str, int]:
         """Where the primary is, as far as known here: ``name@address:port`` or empty, and its epoch."""
         epoch, name = self.liveness.primaries.get(partition, (0, ""))
-        info = next((info for info in self.config.hosts if info.name == name), None)
+        info = self.roster.hosts.get(name)
         if info is None or name == self.config.name or not self._is_heard(name):
             return "", epoch
         return f"{info.name}@{info.address}:{info.port}", epoch
@@ -896,7 +923,7 @@ class Host:
                 "settings": self.grid_settings(),
                 "partition_count": config.partition_count,
                 "replica_set_size": config.replica_set_size,
-                "hosts": [info.name for info in config.hosts],
+                "hosts": list(self.roster.hosts),
                 "has_begun": self._has_begun,
             },
             "peers": {

@@ -8,10 +8,11 @@ not see. Orders name the configuration they were decided on; one that comes late
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -20,6 +21,7 @@ from msgspec import Struct
 from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, NotPrimaryError, RequestError
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.reports import HostReport, Overview, decode_report
+from actorgrid.wire.messages import HostInfo
 from placement import Build, Command, Drain, Intent, Limits, Observation, Plan, Remove, Swap, explain, make_plan
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ ORDER_TIMEOUT_S: Final = 5.0
 #: Moves that are remembered, for operators: not part of any decision.
 MOVES_REMEMBERED: Final = 1000
 STATE_TIMEOUT_S: Final = 5.0
+NAME_MAX: Final = 256
 
 
 class IntentRecord(Struct, array_like=True):
@@ -52,12 +55,16 @@ class PlacementState(Struct):
 
     :ivar intents: by node
     :ivar nodes: host -> (node, zone), as last reported
+    :ivar hosts: host -> (address, port)
+    :ivar hosts_version: of that list
     """
 
     intents: dict[str, IntentRecord] = {}
     nodes: dict[str, tuple[str, str]] = {}
     frozen_why: str = ""
     last_number: int = 0
+    hosts: dict[str, tuple[str, int]] = {}
+    hosts_version: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -86,8 +93,8 @@ class ManagerOwner(Protocol):
 
     partitions: dict[int, HostedPartition]
 
-    def host_names(self) -> list[str]:
-        """All hosts of the grid."""
+    def host_infos(self) -> list[HostInfo]:
+        """All hosts of the grid, as this one knows them."""
 
     def own_report(self) -> HostReport:
         """What this host reports."""
@@ -159,6 +166,7 @@ class Manager:
         overview.let_time_pass(now_s)
         self._ticks += 1
         await self._remember_nodes(overview)
+        await self._keep_roster(overview)
         self._observation = observation = self._observe(overview, now_s)
         limits = self._limits
         if self._wants_rebalance:
@@ -178,7 +186,8 @@ class Manager:
         self._epoch = system.replica.epoch
         stored = system.shell.durable.entries_of(STATE_ADDRESS).get(b"")
         self._state = _decode(stored) if stored is not None else PlacementState()
-        self._overview = Overview(self._owner.host_names(), time.monotonic())
+        names = self._state.hosts or [info.name for info in self._owner.host_infos()]
+        self._overview = Overview(names, time.monotonic())
         self._ticks = 0
         self._wants_rebalance = False
         logger.info("placement manager in office epoch=%d intents=%s", self._epoch, sorted(self._state.intents))
@@ -208,6 +217,64 @@ class Manager:
                 nodes[name] = (report.node, report.zone)
         if nodes != self._state.nodes:
             await self._change(lambda state: msgspec.structs.replace(state, nodes=nodes))
+
+    async def _keep_roster(self, overview: Overview) -> None:
+        """The list of hosts: begun by the first manager, rid of those that have gone for good, and sent to whom it is new."""
+        if not self._state.hosts:
+            infos = self._owner.host_infos()
+            await self._change_hosts({info.name: (info.address, info.port) for info in infos})
+        gone = self._gone(overview)
+        if gone:
+            logger.info("hosts forgotten hosts=%s", ",".join(gone))
+            await self._change_hosts({name: where for name, where in self._state.hosts.items() if name not in gone}, gone)
+            overview.set_names(self._state.hosts, time.monotonic())
+        version = self._state.hosts_version
+        for name in overview.names:
+            report = overview.report_of(name)
+            if overview.is_up(name) and report is not None and report.roster_version < version:
+                with contextlib.suppress(ActorGridError):  # it is sent again with the next tick
+                    await self._owner.ask_host(name, "roster", self._roster(), REPORT_TIMEOUT_S)
+
+    def _roster(self) -> dict[str, Any]:
+        hosts = [msgspec.to_builtins(HostInfo(name, address, port)) for name, (address, port) in self._state.hosts.items()]
+        return {"version": self._state.hosts_version, "hosts": hosts}
+
+    def _gone(self, overview: Overview) -> list[str]:
+        """Hosts on nodes that were to be removed, are empty, and do not run any more."""
+        if self.plan is None:
+            return []
+        done = {drain.node for drain in self.plan.drains if drain.is_done and drain.intent is Intent.REMOVE_NODE}
+        return [name for name in overview.names if self._state.nodes.get(name, ("", ""))[0] in done and not overview.is_up(name)]
+
+    async def _change_hosts(self, hosts: dict[str, tuple[str, int]], gone: Iterable[str] = ()) -> None:
+        """Another list; with the hosts that are `gone` goes what was wanted of their nodes, unless others are on them."""
+
+        def changed(state: PlacementState) -> PlacementState:
+            nodes = {name: where for name, where in state.nodes.items() if name not in gone}
+            left = {node for node, _ in nodes.values()}
+            went = {state.nodes[name][0] for name in gone if name in state.nodes} - left
+            intents = {node: record for node, record in state.intents.items() if node not in went}
+            return msgspec.structs.replace(state, hosts=hosts, hosts_version=state.hosts_version + 1, nodes=nodes, intents=intents)
+
+        await self._change(changed)
+
+    async def _join(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A host wants to be of the grid."""
+        name, address, node, zone = (str(arguments.get(key, "")) for key in ("host", "address", "node", "zone"))
+        port = arguments.get("port")
+        if not name or len(name) > NAME_MAX or not address or not node or not isinstance(port, int) or not 1 <= port <= 65_535:
+            raise RequestError(f"a host that joins says its name, address, port and node, got {arguments!r:.300}")
+        overview = self._overview
+        assert overview is not None
+        if self._state.hosts.get(name) != (address, port):
+            logger.info("host joins name=%s address=%s:%d node=%s", name, address, port, node)
+            if not self._state.hosts:
+                raise HostUnavailableError("the placement manager has just taken office", retry_after_s=TICK_S)
+            await self._change_hosts({**self._state.hosts, name: (address, port)})
+            nodes = {**self._state.nodes, name: (node, zone)}
+            await self._change(lambda state: msgspec.structs.replace(state, nodes=nodes))
+            overview.set_names(self._state.hosts, time.monotonic())
+        return self._roster()
 
     def _observe(self, overview: Overview, now_s: float) -> Observation:
         intents = {node: (Intent(record.intent), record.number) for node, record in self._state.intents.items()}
@@ -287,6 +354,8 @@ class Manager:
         match verb:
             case "nodes":
                 return self._nodes(observation, plan)
+            case "join":
+                return await self._join(arguments)
             case "drain":
                 return await self._drain(observation, arguments)
             case "drain_status":
@@ -465,7 +534,7 @@ class Manager:
             self._state = state
 
 
-VERBS: Final = ("nodes", "drain", "drain_status", "undrain", "explain", "moves", "rebalance", "freeze", "unfreeze")
+VERBS: Final = ("nodes", "join", "drain", "drain_status", "undrain", "explain", "moves", "rebalance", "freeze", "unfreeze")
 
 
 def _intent(arguments: dict[str, Any]) -> Intent:

@@ -211,6 +211,7 @@ class Peers:
         self._supervisor = supervisor
         self._beat_s = beat_s
         self._rng = random.Random()  # noqa: S311 - jitter of retries
+        self._marks = marks
         self.links = {info.name: PeerLink(self, info, marks.get(info.name, frames.NOTHING_KNOWN)) for info in others}
         self._marks_changed: dict[str, StoreMark] = {}
         self._flush_scheduled = False
@@ -218,6 +219,7 @@ class Peers:
         self._timer: asyncio.TimerHandle | None = None
         self._primaries: dict[int, int] = {}
         self._primaries_version = 1
+        self._is_started = False
         self._is_stopped = False
         self.frames_sent_total = 0
         self.frames_received_total = 0
@@ -226,10 +228,42 @@ class Peers:
 
     def start(self) -> None:
         """Connect, and go on doing so; send beats."""
+        self._is_started = True
         for link in self.links.values():
-            if self._me.name < link.name:
-                link.task = self.loop.create_task(self._keep_connected(link), name=f"peer {link.name}")
+            self._start_link(link)
         self._beat()
+
+    def _start_link(self, link: PeerLink) -> None:
+        if self._me.name < link.name:
+            link.task = self.loop.create_task(self._keep_connected(link), name=f"peer {link.name}")
+
+    def set_others(self, others: Iterable[HostInfo]) -> None:
+        """The grid has other hosts now: connect to new ones, leave those that are gone."""
+        wanted = {info.name: info for info in others}
+        for name, link in list(self.links.items()):
+            if name not in wanted:
+                del self.links[name]
+                self._leave(link)
+        for name, info in wanted.items():
+            known = self.links.get(name)
+            if known is None:
+                link = self.links[name] = PeerLink(self, info, self._marks.get(name, frames.NOTHING_KNOWN))
+                if self._is_started:
+                    self._start_link(link)
+            else:
+                known.info = info
+
+    def _leave(self, link: PeerLink) -> None:
+        self._marks[link.name] = link.mark
+        for task in (link.task, link.death_watch):
+            if task is not None:
+                task.cancel()
+        connection = link.connection
+        if connection is not None:
+            link.connection = None
+            connection.link = None
+            connection.close()
+            self.owner.peer_down(link.name)
 
     async def stop(self) -> None:
         """Close everything."""
@@ -398,7 +432,7 @@ class Peers:
 
     def remember(self, link: PeerLink, mark: StoreMark) -> None:
         """Keep what is known of a peer's store; durable with the next batch."""
-        link.mark = self._marks_changed[link.name] = mark
+        link.mark = self._marks[link.name] = self._marks_changed[link.name] = mark
 
     def take_marks(self) -> dict[str, StoreMark]:
         """What has changed since the last time."""
@@ -475,7 +509,7 @@ class Peers:
     def _beat(self) -> None:
         self._timer = self.loop.call_later(self._beat_s, self._beat)
         now_s = self.loop.time()
-        for link in self.links.values():
+        for link in list(self.links.values()):
             if link.connection is not None and now_s - link.heard_s > SILENCE_S:
                 logger.warning("peer is silent, its connection is given up host=%s silent_s=%.2f", link.name, now_s - link.heard_s)
                 link.connection.close()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from actorgrid.errors import DeadlineExceededError, HostUnavailableError
+from actorgrid.errors import DeadlineExceededError, HostUnavailableError, RequestError
 from actorgrid.host.manager import SYSTEM_PARTITION, VERBS, Manager
 from actorgrid.host.orders import Orders
 from actorgrid.host.partition import HostedPartition, wall_clock_ms
@@ -17,7 +17,9 @@ from actorgrid.host.peers import Peers
 from actorgrid.host.questions import Questions
 from actorgrid.host.replica_shell import ReplicaShell
 from actorgrid.host.reports import HostReport, Reporter
+from actorgrid.host.roster import Roster, parse_hosts
 from actorgrid.replication.frames import PeerAnswer, PeerQuestion
+from actorgrid.wire.messages import HostInfo
 from placement import Limits
 
 #: What the manager gets to answer an operator who asked another host.
@@ -46,7 +48,7 @@ class PlacingOwner(Protocol):
 class Placing:
     """Reports, orders, questions and the manager of one host.
 
-    :param hosts: all hosts of the grid
+    :param roster: the hosts of the grid
     :param failed: what to do if the manager ends by a bug
     """
 
@@ -58,7 +60,7 @@ class Placing:
         me: str,
         node: str,
         zone: str,
-        hosts: Iterable[str],
+        roster: Roster,
         replica_set_size: int,
         limits: Limits,
         failed: Callable[[Exception], None],
@@ -67,7 +69,7 @@ class Placing:
         self.questions = Questions(peers, self._answer)
         self._owner = owner
         self._me = me
-        self._hosts = list(hosts)
+        self._roster = roster
         self._failed = failed
         self._reporter = Reporter(me, node, zone)
         self._orders = Orders(owner, self.questions)
@@ -108,18 +110,28 @@ class Placing:
         """Answer a question of `host`, which may be this one."""
         if verb == "report":
             return msgspec.to_builtins(self.own_report())
+        if verb == "roster":
+            version = arguments.get("version")
+            if not isinstance(version, int):
+                raise RequestError(f"version must be a number, got {version!r:.100}")
+            return {"adopted": self._roster.adopt(version, parse_hosts(arguments.get("hosts")))}
         if verb == "operate":
             return await self._manager.operate(str(arguments.get("verb")), dict(arguments.get("arguments", {})))
         return await self._orders.carry_out(verb, arguments)
 
     # -- for the manager (`manager.ManagerOwner`)
 
-    def host_names(self) -> list[str]:
-        return self._hosts
+    def host_infos(self) -> list[HostInfo]:
+        return self._roster.infos
 
     def own_report(self) -> HostReport:
         owner = self._owner
-        return self._reporter.report(owner.partitions.values(), bytes_each=owner.replica_bytes(), is_stopping=owner.state == "stopping")
+        return self._reporter.report(
+            owner.partitions.values(),
+            roster_version=self._roster.version,
+            bytes_each=owner.replica_bytes(),
+            is_stopping=owner.state == "stopping",
+        )
 
     async def ask_host(self, host: str, verb: str, arguments: dict[str, Any], timeout_s: float) -> Any:
         if host != self._me:

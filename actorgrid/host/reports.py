@@ -61,6 +61,7 @@ class HostReport(Struct, array_like=True):
     name: str
     node: str
     zone: str
+    roster_version: int
     is_stopping: bool
     led: list[LedPartition]
     held: list[HeldReplica]
@@ -86,7 +87,7 @@ class Reporter:
         self._zone = zone
         self._rates: dict[int, _Rate] = {}
 
-    def report(self, partitions: Iterable[HostedPartition], *, bytes_each: int, is_stopping: bool) -> HostReport:
+    def report(self, partitions: Iterable[HostedPartition], *, roster_version: int, bytes_each: int, is_stopping: bool) -> HostReport:
         """How things are now.
 
         :param bytes_each: about how large one replica is
@@ -102,7 +103,7 @@ class Reporter:
                 led.append(_led(shell, configuration, partition, bytes_each, rate.update(now_s, partition)))
             else:
                 self._rates.pop(partition.id, None)
-        return HostReport(self._name, self._node, self._zone, is_stopping, led, held)
+        return HostReport(self._name, self._node, self._zone, roster_version, is_stopping, led, held)
 
 
 class _Rate:
@@ -172,8 +173,21 @@ class Overview:
         """The hosts of the grid."""
         return list(self._is_up)
 
+    def set_names(self, names: Iterable[str], now_s: float) -> None:
+        """The grid has these hosts now."""
+        wanted = dict.fromkeys(names)
+        for name in [name for name in self._is_up if name not in wanted]:
+            for table in (self._is_up, self._since_s, self._heard_s, self._reports):
+                table.pop(name, None)
+        for name in wanted:
+            if name not in self._is_up:
+                self._is_up[name] = False
+                self._since_s[name] = now_s
+
     def take(self, report: HostReport, now_s: float) -> None:
         """A host has reported."""
+        if report.name not in self._is_up:
+            return  # forgotten meanwhile
         self._reports[report.name] = report
         self._heard_s[report.name] = now_s
         if not self._is_up.get(report.name):

@@ -45,6 +45,8 @@ INCARNATION_KEY: Final = HOST + b"incarnation"
 POSITION_KEY: Final = HOST + b"position"
 #: What this host knows of a grid that is being bootstrapped.
 BOOTSTRAP_KEY: Final = HOST + b"bootstrap"
+#: The hosts of the grid, as this one heard of them last.
+ROSTER_KEY: Final = HOST + b"roster"
 #: + host name: how far that host's store was when it was last heard of.
 PEER_PREFIX: Final = HOST + b"peer/"
 #: + partition (4 bytes): the replica of that partition.

@@ -291,6 +291,13 @@ class Store:
     def put_bootstrap_plan(self, batch: Batch, plan: bytes) -> None:
         batch.put(keys.BOOTSTRAP_KEY, plan)
 
+    def roster(self) -> bytes | None:
+        """What `put_roster` was given last."""
+        return self.get(keys.ROSTER_KEY)
+
+    def put_roster(self, batch: Batch, roster: bytes) -> None:
+        batch.put(keys.ROSTER_KEY, roster)
+
     # -- which replicas are here
 
     def replica_pointers(self) -> list[ReplicaPointer]:

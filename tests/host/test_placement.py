@@ -33,6 +33,12 @@ class Grid:
         await host.start()
         return host
 
+    async def add(self):
+        """One more host, which knows the others; they do not know it."""
+        self.ports.append(free_port())
+        self.hosts.append(None)
+        return await self.start(len(self.hosts) - 1)
+
     async def stop(self, index):
         host, self.hosts[index] = self.hosts[index], None
         await host.stop()
@@ -245,6 +251,35 @@ def test_a_host_that_is_gone_for_good_is_replaced(tmp_path):
             await made.until_equal()
 
     run(main, timeout_s=60)
+
+
+def test_a_host_joins_and_gets_its_share_and_another_one_is_forgotten(tmp_path):
+    async def main():
+        async with hosts_of(tmp_path, 3) as made, grid.connect(seeds(made.up), settings=PATIENT) as client:
+            async with Load(client):
+                await made.add()
+                await until(lambda: len(made.held(3)) >= 3 and made.primaries(3), 15)
+                assert all(len(host.roster.hosts) == 4 for host in made.up)
+                await made.operate("drain", node="node-1", intent="remove_node")
+                await made.drained("node-1", 20)
+                await made.stop(0)
+                await until(lambda: all("host-1" not in host.roster.hosts for host in made.up), 10)
+                nodes = (await made.operate("nodes"))["nodes"]
+                assert {node["name"]: node["intent"] for node in nodes} == {"node-2": "none", "node-3": "none", "node-4": "none"}
+            await made.until_equal()
+            assert sorted(info.name for info in client.partition_map.hosts) == ["host-2", "host-3", "host-4"]
+            # A host that was restarted remembers the others, whatever it is told.
+            await made.stop(1)
+            made.hosts[1] = Host(make_config(made.path, ports=made.ports[:3], index=1, replicas=3, settings=SETTINGS))
+            await made.hosts[1].start()
+            assert sorted(made.hosts[1].roster.hosts) == ["host-2", "host-3", "host-4"]
+            await until(lambda: len(made.members()) == PARTITIONS + 1, 10)
+            await made.until_equal()
+            # The one that was forgotten comes back: it joins anew.
+            await made.start(0)
+            await until(lambda: made.held(0), 15)
+
+    run(main, timeout_s=90)
 
 
 @pytest.mark.parametrize(

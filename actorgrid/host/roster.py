@@ -1,0 +1,135 @@
+"""Which hosts the grid has, as one host knows them, and how a new one becomes known.
+
+The manager keeps the list in the system partition and sends it to every host whose list is older; a host remembers the newest one it had.
+Until there is one (version 0), the hosts are those that this one was told at start. Addresses that a host was told at start are newer than
+remembered ones: a grid that is started again may have other ports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from actorgrid.client.admin import ask
+from actorgrid.errors import ActorGridError, RequestError
+from actorgrid.ids import new_client_id
+from actorgrid.settings import WireSettings
+from actorgrid.wire.messages import HostInfo
+
+logger = logging.getLogger(__name__)
+
+JOIN_FIRST_S: Final = 0.25
+JOIN_MAX_S: Final = 2.0
+JOIN_TIMEOUT_S: Final = 5.0
+
+
+class StoredRoster(Struct, array_like=True):
+    """The durable form, and what the manager sends."""
+
+    version: int
+    hosts: list[HostInfo]
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(StoredRoster).decode
+
+
+class RosterOwner(Protocol):
+    """What hears of changes."""
+
+    def roster_changed(self, stored: bytes) -> None:
+        """Another list counts from now on; remember it."""
+
+
+class Roster:
+    """The hosts of the grid.
+
+    :param told: the hosts that this one was told at start, itself among them
+    :param stored: what `RosterOwner.roster_changed` was given last, or None
+    :ivar version: of the manager's list; 0: there is none yet
+    :ivar hosts: by name
+    """
+
+    def __init__(self, me: str, told: Iterable[HostInfo], stored: bytes | None, owner: RosterOwner) -> None:
+        self._me = me
+        self._told = {info.name: info for info in told}
+        self._owner = owner
+        self.version = 0
+        self.hosts = dict(self._told)
+        if stored is not None:
+            known = _decode(stored)
+            self.version = known.version
+            self.hosts = {info.name: self._told.get(info.name, info) for info in known.hosts}
+
+    @property
+    def has_me(self) -> bool:
+        """Whether the manager's list names this host."""
+        return self.version > 0 and self._me in self.hosts
+
+    @property
+    def others(self) -> list[HostInfo]:
+        """All but this host."""
+        return [info for info in self.hosts.values() if info.name != self._me]
+
+    @property
+    def infos(self) -> list[HostInfo]:
+        """All hosts, this one included whether it is known to the others or not."""
+        return [self._told[self._me], *self.others]
+
+    def adopt(self, version: int, hosts: list[HostInfo]) -> bool:
+        """The manager's list came; whether it is newer than the one known.
+
+        :raises RequestError: it has no hosts, or names one twice
+        """
+        if version <= self.version:
+            return False
+        by_name = {info.name: info for info in hosts}
+        if not by_name or len(by_name) < len(hosts):
+            raise RequestError(f"a list of hosts without hosts, or with one twice: {', '.join(info.name for info in hosts):.300}")
+        logger.info("hosts of the grid version=%d hosts=%s", version, ",".join(by_name))
+        self.version, self.hosts = version, by_name
+        self._owner.roster_changed(_encode(StoredRoster(version, hosts)))
+        return True
+
+    async def join(self, *, cluster_id: str, node: str, zone: str, wire: WireSettings) -> None:
+        """Ask the other hosts to let this one be of the grid, until their list names it. Returns at once where it does."""
+        me = self._told[self._me]
+        arguments = {"host": me.name, "address": me.address, "port": me.port, "node": node, "zone": zone}
+        delay_s = JOIN_FIRST_S
+        while not self.has_me:
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            delay_s = min(2 * delay_s, JOIN_MAX_S)
+            for info in list(self._told.values()):
+                if info.name == self._me or self.has_me:
+                    continue
+                try:
+                    await ask(
+                        info.address,
+                        info.port,
+                        "join",
+                        arguments,
+                        client_id=new_client_id(),
+                        cluster_id=cluster_id,
+                        wire=wire,
+                        timeout_s=JOIN_TIMEOUT_S,
+                    )
+                    break
+                except ActorGridError as error:
+                    logger.debug("not joined yet asked=%s error=%s", info.name, error)
+
+
+def parse_hosts(value: Any) -> list[HostInfo]:
+    """Hosts in the arguments of an order.
+
+    :raises RequestError: they are none
+    """
+    try:
+        return msgspec.convert(value, list[HostInfo])
+    except msgspec.ValidationError as error:
+        raise RequestError(f"hosts do not have their form: {error}") from None
