@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from actorgrid import __version__
-from actorgrid.cli import call, init, local_grid, placement, status
+from actorgrid.cli import call, init, local_grid, node, placement, status
 
 app = typer.Typer(
     help="Partitioned, replicated, stateful actors for Python.",
@@ -47,3 +47,4 @@ app.command("explain")(placement.explain_command)
 app.command("moves")(placement.moves_command)
 app.command("freeze")(placement.freeze_command)
 app.command("unfreeze")(placement.unfreeze_command)
+app.add_typer(node.app, name="node")

@@ -5,6 +5,7 @@ Any host takes the question to the placement manager, and asks again while that 
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import re
 import sys
@@ -195,6 +196,14 @@ def unfreeze_command(address: common.AddressOption = None, data: common.DataOpti
 
 def _ask(address: str | None, data: Path, verb: str, arguments: dict[str, Any] | None = None) -> Any:
     return common.run(_asked(common.find_address(address, data), verb, arguments or {}))
+
+
+def ask(address: str | None, data: Path, verb: str, arguments: dict[str, Any] | None = None) -> Any:
+    """Ask the placement manager, and return its answer.
+
+    :raises ActorGridError: it cannot be reached, or refused
+    """
+    return asyncio.run(_asked(common.find_address(address, data), verb, arguments or {}))
 
 
 async def _asked(address: str, verb: str, arguments: dict[str, Any]) -> Any:

@@ -2,8 +2,8 @@
 
 ``python -P -m actorgrid.cluster.keeper``, started by `actorgrid.cluster.local.up`: reads a `KeeperOrder` from stdin, tells
 on stdout how far it is (`Step`, one JSON object a line) and closes it once every host has answered and the grid is begun. It inherits the
-directory's lock and holds it to its end. SIGTERM: hosts stop in order, then everything of the session is ended. It takes no
-part in serving.
+directory's lock and holds it to its end. SIGHUP: there are requests for hosts to come or go (`nodes`). SIGTERM: hosts stop in order, then
+everything of the session is ended. It takes no part in serving.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import IO, Any
 import msgspec
 
 from actorgrid.client import admin
-from actorgrid.cluster import grid_file, processes
+from actorgrid.cluster import grid_file, nodes, processes
 from actorgrid.cluster.processes import ProcessMark
-from actorgrid.errors import ActorGridError, DeadlineExceededError, to_wire
+from actorgrid.errors import ActorGridError, DeadlineExceededError, RequestError, from_wire, to_wire
 from actorgrid.ids import new_client_id
 from actorgrid.settings import HostSettings, WireSettings
 
@@ -78,9 +78,12 @@ class Keeper:
         self._wake_up, self._wake_up_end = os.pipe()
         self._ray: Any = None
         self._hosts: list[Any] = []
+        self._grid = order.grid
+        self._settings = HostSettings()
 
     def run(self) -> int:
         """Start, watch until told to stop, end everything; the process's exit code."""
+        signal.signal(signal.SIGHUP, self._on_sighup)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for `up --block`, which then asks us
         try:
             started = self._start()
@@ -103,6 +106,9 @@ class Keeper:
         self._told_to_stop = True
         os.write(self._wake_up_end, b".")
 
+    def _on_sighup(self, *_: object) -> None:
+        os.write(self._wake_up_end, b"r")
+
     def _start(self) -> bool:
         self._write_running()
         from actorgrid.cluster import ray_api
@@ -120,9 +126,11 @@ class Keeper:
         self._ray.connect(self._order.grid.cluster_id)
         signal.signal(signal.SIGTERM, self._on_sigterm)  # after connect, which installs one of Ray's
         settings = HostSettings(**self._order.settings)  # type: ignore[arg-type]  # it checks each value itself
+        self._grid = self._order.grid
+        self._settings = settings
         self._hosts = [
-            ray_api.create_host_actor(ray_host.HostActor, host.name, ray_host.order_of(self._order.grid, host, self._data, settings))
-            for host in self._order.grid.hosts
+            ray_api.create_host_actor(ray_host.HostActor, host.name, ray_host.order_of(self._grid, host, self._data, settings))
+            for host in self._grid.hosts
         ]
         self._tell(Step(step="hosts"))
         errors = self._wait_started()
@@ -193,7 +201,7 @@ class Keeper:
             self._data,
             grid_file.RunningFile(
                 keeper=keeper,
-                address=self._order.grid.address,
+                address=self._grid.address,
                 ray_address=self._ray.address if self._ray is not None else "",
                 ray_dir=str(self._ray_dir),
                 namespace=self._order.grid.cluster_id,
@@ -210,7 +218,10 @@ class Keeper:
     def _watch(self) -> bool:
         """Until told to stop (True), or until Ray's raylet, and with it every host, or the data is gone (False)."""
         while not self._told_to_stop:
-            select.select([self._wake_up], [], [], WATCH_INTERVAL_S)
+            woken, _, _ = select.select([self._wake_up], [], [], WATCH_INTERVAL_S)
+            if woken:
+                os.read(self._wake_up, 1024)
+                self._answer_requests()
             if not self._holds_directory():
                 log.error("the data directory was removed, the grid ends: data=%s", self._data)
                 return False
@@ -221,6 +232,64 @@ class Keeper:
                 log.warning("ray control store died, hosts serve on: starting it again")
                 self._ray.restart_control_store()
         return True
+
+    def _answer_requests(self) -> None:
+        for path, request in nodes.take_requests(self._data):
+            try:
+                if isinstance(request, ActorGridError):
+                    raise request
+                answer: nodes.NodeAnswer | ActorGridError = self._add(request) if request.verb == "add" else self._stop_host(request)
+            except ActorGridError as error:
+                answer = error
+            log.info("request=%s answer=%s", request, answer)
+            nodes.answer_request(path, answer)
+
+    def _add(self, request: nodes.NodeRequest) -> nodes.NodeAnswer:
+        """Start one more host, or one that was stopped."""
+        from actorgrid.cluster import ray_api, ray_host
+
+        running = {host.name for host in self._hosts}
+        known = next((host for host in self._grid.hosts if host.name == request.name and host.name not in running), None)
+        entry = known or nodes.new_host(self._grid, request.name)
+        if known is None:
+            self._write_hosts((*self._grid.hosts, entry))
+        order = ray_host.order_of(self._grid, entry, self._data, self._settings)
+        handle = ray_api.create_host_actor(ray_host.HostActor, entry.name, order)
+        [answer] = ray_api.results([handle.begin("wait_started")], self._order.start_timeout_s, cancelled=lambda: self._told_to_stop)
+        if answer is not None:
+            handle.end()
+            if known is None:
+                self._write_hosts(tuple(host for host in self._grid.hosts if host.name != entry.name))
+            raise from_wire(*_as_wire(answer))
+        self._hosts.append(handle)
+        return nodes.NodeAnswer(host=entry.name, address=f"{entry.address}:{entry.port}")
+
+    def _stop_host(self, request: nodes.NodeRequest) -> nodes.NodeAnswer:
+        """Stop a host in order."""
+        from actorgrid.cluster import ray_api
+
+        if request.verb != "stop":
+            raise RequestError(f"unknown request {request.verb!r}")
+        handle = next((host for host in self._hosts if host.name == request.name), None)
+        if handle is None:
+            names = ", ".join(sorted(host.name for host in self._hosts))
+            raise RequestError(f"no host {request.name!r} runs; those that do are {names}")
+        if len(self._hosts) == 1:
+            raise RequestError(f"{request.name} is the last host that runs: use `actorgrid down`")
+        [answer] = ray_api.results([handle.begin("stop")], HOSTS_STOP_S)
+        if answer is not None:
+            log.warning("host did not stop in order: host=%s reason=%s", handle.name, answer)
+        handle.end()
+        self._hosts.remove(handle)
+        if request.forget:
+            self._write_hosts(tuple(host for host in self._grid.hosts if host.name != request.name))
+        return nodes.NodeAnswer(host=request.name)
+
+    def _write_hosts(self, hosts: tuple[grid_file.HostEntry, ...]) -> None:
+        present = grid_file.read_grid(self._data) or self._grid  # `begun` may have been written meanwhile
+        self._grid = msgspec.structs.replace(present, hosts=hosts)
+        grid_file.write_grid(self._data, self._grid)
+        self._write_running()
 
     def _holds_directory(self) -> bool:
         # Somebody who removes the directory of a running grid could never end it with `down`, and a new grid could take its place.

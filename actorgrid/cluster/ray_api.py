@@ -140,6 +140,12 @@ class HostHandle:
         """Call a method of the actor; the reference goes to `results`."""
         return getattr(self._actor, method).remote()
 
+    def end(self) -> None:
+        """End its process for good: Ray starts no other one."""
+        import ray
+
+        ray.kill(self._actor, no_restart=True)
+
 
 def create_host_actor(host_class: type, name: str, order: bytes, *, node_label: str = LOCAL_NODE) -> HostHandle:
     """Create the detached actor ``actorgrid-<name>`` in the driver's namespace, restarted by Ray whenever it dies.
