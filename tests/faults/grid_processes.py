@@ -249,6 +249,15 @@ class GridProcesses:
             await self.ask(next(iter(self.hosts)), "init", {}, timeout_s=30)
         await self.wait_healthy()
 
+    async def add(self, name: str) -> None:
+        """One more host, which knows the others; returns when it answers."""
+        address = f"127.0.0.{len(self.hosts) + 2}"
+        host = self.hosts[name] = HostProcess(name, address, free_port(address), self.directory)
+        host.data_dir.mkdir(parents=True, exist_ok=True)
+        host.config_path.write_text(json.dumps(self._config(host), indent=1))
+        host.spawn()
+        await self.wait_answering()
+
     async def stop(self) -> None:
         """Kill every host."""
         if self._supervisor is not None:
