@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench faults clean
+.PHONY: help setup demo test check bench faults drill clean
 
 help:            ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ faults: $(STAMP) ## 100 faults with real processes under load: kills, stops, cut
 	$(BIN)/python -m tests.faults.campaign --seed 1 --kills 50 --stops 20 --cuts 20 --disks 10 --partitions 64
 	$(BIN)/python -m tests.faults.failover_gap
 	$(BIN)/python -m tests.faults.stale_reads
+
+drill: $(STAMP) ## hosts join, are drained, restarted and killed under load; drill.png shows calls/s and latency (three minutes)
+	$(BIN)/python -m tests.faults.drill --plot drill.png
 
 clean:           ## remove the virtual environment and caches (no data directory)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

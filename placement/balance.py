@@ -197,7 +197,9 @@ class Balance:
                 break
             ways = self._ways() if ways is None else ways
             over.sort(key=lambda number: -primaries[number] / weights[number])
-            path = next(filter(None, (self._path(ways, source) for source in over[:FAILURES_MAX])), [])
+            may_give = [number for number in over if ledger.may_swap(ledger.hosts[number].name)]
+            self.wants_more |= len(may_give) < len(over)
+            path = next(filter(None, (self._path(ways, source) for source in may_give[:FAILURES_MAX])), [])
             if not path:
                 break
             uneven = True
@@ -214,7 +216,7 @@ class Balance:
             source = index[partition.primary]
             for replica in partition.replicas:
                 target = index[replica.host]
-                if target != source:
+                if target != source and replica.may_lead:
                     ways[source].setdefault(target, []).append(partition)
         return ways
 
@@ -284,7 +286,7 @@ class Balance:
             for partition in self._on_host[source]
             if partition.primary == from_name
             and partition.id not in self._taken
-            and any(replica.host == to_name for replica in partition.replicas)
+            and any(replica.host == to_name and replica.may_lead for replica in partition.replicas)
         ]
 
     def _swap(self, partition: PartitionView, source: int, target: int, why: str) -> None:

@@ -75,6 +75,7 @@ class ReplicaView(Struct, frozen=True):
     :ivar is_voter: else it is an idle secondary, being built
     :ivar is_in_sync: connected, and near the log's end
     :ivar is_lost: its host says that it is not there any more
+    :ivar may_lead: it could be primary at once; one whose host has just restarted must keep quiet for a while
     """
 
     host: str
@@ -82,6 +83,7 @@ class ReplicaView(Struct, frozen=True):
     is_voter: bool = True
     is_in_sync: bool = True
     is_lost: bool = False
+    may_lead: bool = True
 
 
 class PartitionView(Struct, frozen=True):

@@ -179,7 +179,7 @@ def _swap(ledger: Ledger, partition: PartitionView, why: str) -> Command | Refus
     """Swap the primary to the best of the others: on a host that stays, with the fewest primaries for its weight."""
     best: tuple[bool, float, str] | None = None
     for replica in partition.replicas:
-        if replica.host == partition.primary or not (replica.is_voter and replica.is_in_sync) or replica.is_lost:
+        if replica.host == partition.primary or not (replica.is_voter and replica.is_in_sync and replica.may_lead) or replica.is_lost:
             continue
         number = ledger.index.get(replica.host)
         if number is None or not ledger.hosts[number].is_up or ledger.nodes[number].intent.takes_primaries_away:
@@ -207,6 +207,8 @@ def _why_no_primary(ledger: Ledger, replica: ReplicaView) -> str:
         return "is down"
     if intent.takes_primaries_away:
         return f"has the intent {intent.name.lower()} itself"
+    if replica.is_voter and replica.is_in_sync:
+        return "has just come back"
     return "is not in sync" if replica.is_voter else "is being built"
 
 

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 SYSTEM_PARTITION: Final = 0
 STATE_ADDRESS: Final = "actorgrid.System\0placement"
 TICK_S: Final = 0.25
+#: Between two looks at all hosts, however much there is to do.
+TICK_LEAST_S: Final = 0.05
+TICK_LEAST_PER_HOST_S: Final = 0.001
 REPORT_TIMEOUT_S: Final = 1.0
 #: Swaps wait for turns to end, builds for the host that is to build.
 ORDER_TIMEOUT_S: Final = 5.0
@@ -127,6 +130,7 @@ class Manager:
         self._ticks = 0
         self._wants_rebalance = False
         self._changing = asyncio.Lock()
+        self._order_over = asyncio.Event()
 
     # -- the loop
 
@@ -143,9 +147,18 @@ class Manager:
                         logger.warning("placement looks again later: %s", error)
                 else:
                     self._leave_office()
-                await asyncio.sleep(max(0.02, TICK_S - (time.monotonic() - began_s)))
+                await self._pause(began_s)
         finally:
             self._leave_office()
+
+    async def _pause(self, began_s: float) -> None:
+        """Until the next tick: sooner when an order is over, since then there may be another one to give."""
+        least_s = max(TICK_LEAST_S, TICK_LEAST_PER_HOST_S * len(self._state.hosts))
+        self._order_over.clear()
+        await asyncio.sleep(least_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, TICK_S - (time.monotonic() - began_s))):
+                await self._order_over.wait()
 
     def _leave_office(self) -> None:
         self._overview = self._observation = self.plan = None
@@ -315,6 +328,7 @@ class Manager:
         self._under_way[partition] = task
 
         def over(done: asyncio.Task[None]) -> None:
+            self._order_over.set()
             if self._under_way.get(partition) is done:
                 del self._under_way[partition]
 

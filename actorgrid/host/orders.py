@@ -115,6 +115,8 @@ class Orders:
         member = partition.replica.configuration.on_host(host)
         if member is None or member not in partition.replica.configuration.voters:
             raise ReconfigurationPendingError(f"host {host} has no voter of partition {partition.id}")
+        if not partition.shell.may_lead(member):
+            raise ReconfigurationPendingError(f"host {host} has just come back")
         if not await partition.hand_over(member):
             raise ReconfigurationPendingError(f"partition {partition.id} was not handed over to {member}")
         return {"primary": host}

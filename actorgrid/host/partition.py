@@ -494,16 +494,16 @@ class HostedPartition:
     # -- handing over (Ongaro 2014, §3.10)
 
     def best_successor(self) -> Member | None:
-        """The secondary that has the most of the log, of those that are near its end; None if there is none or this is no primary."""
+        """Of the secondaries near the log's end one that may lead at once, with the most of it; None if there is none, or no primary."""
         core = self.replica
         if not self.serving:
             return None
         near = [
-            (progress.match_lsn, member)
+            (self.shell.may_lead(member), progress.match_lsn, member)
             for member, progress in core.progress.items()
             if member in core.configuration.voters and progress.is_up and core.is_caught_up(progress)
         ]
-        return max(near)[1] if near else None
+        return max(near)[2] if near else None
 
     async def hand_over(self, target: Member) -> bool:
         """Make `target` the primary.

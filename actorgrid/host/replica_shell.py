@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 #: What a secondary that is behind is sent at a time; the next goes out when it is acknowledged.
 CATCH_UP_BYTES: Final = 1 << 20
+#: A host whose connection has stood for so long is past the quiet time that follows a restart (`Times.support_ns`, with a margin).
+STEADY_S: Final = 2.0
 #: More than this is not left waiting for its place in the state: memory, and what a new primary has to apply before it serves.
 UNAPPLIED_ENTRIES_MAX: Final = 2048
 
@@ -259,6 +261,10 @@ class ReplicaShell:
             if progress is not None and core.is_caught_up(progress):
                 self.want(configuration.promoted(member))
                 return
+
+    def may_lead(self, member: Member) -> bool:
+        """Whether `member` could be primary at once: a host that has just restarted votes for nobody, itself included, for a while."""
+        return self._peers.is_steady(member.host, STEADY_S)
 
     def want(self, configuration: Configuration) -> None:
         """Propose `configuration` with the next batch."""

@@ -30,6 +30,7 @@ class LedPartition(Struct, array_like=True):
 
     :ivar version: of its configuration
     :ivar in_sync: hosts whose replicas are connected and near the end of the log, the reporting one included
+    :ivar may_lead: of those, which could be primary at once
     :ivar lost: hosts that say that the replica named here is not there any more
     """
 
@@ -41,6 +42,7 @@ class LedPartition(Struct, array_like=True):
     idle: list[Member]
     leaving: str
     in_sync: list[str]
+    may_lead: list[str]
     lost: list[str]
     bytes: int
     calls_per_s: float
@@ -132,13 +134,15 @@ def _led(
     shell: ReplicaShell, configuration: Configuration, partition: HostedPartition, bytes_each: int, calls_per_s: float
 ) -> LedPartition:
     core = shell.core
-    in_sync = [shell.me.host]
+    in_sync, may_lead = [shell.me.host], [shell.me.host]
     lost = []
     for member, progress in core.progress.items():
         if progress.is_missing or member in shell.lost:
             lost.append(member.host)
         elif progress.is_up and core.is_caught_up(progress):
             in_sync.append(member.host)
+            if shell.may_lead(member):
+                may_lead.append(member.host)
     is_changing = core.log.configuration_lsn > core.committed_lsn or core.is_swapping or partition.is_handing_over or bool(shell.wanted)
     return LedPartition(
         partition.id,
@@ -149,6 +153,7 @@ def _led(
         list(configuration.idle),
         configuration.leaving,
         in_sync,
+        may_lead,
         lost,
         bytes_each,
         round(calls_per_s, 1),
@@ -273,9 +278,16 @@ class Overview:
 
     def _partition_view(self, led: LedPartition, host: str, busy: set[int]) -> PartitionView:
         is_led = self._is_led(led, host)
-        in_sync, lost = set(led.in_sync) if is_led else set(), set(led.lost)
+        in_sync, may_lead, lost = set(led.in_sync) if is_led else set(), set(led.may_lead), set(led.lost)
         replicas = [
-            ReplicaView(member.host, member.incarnation, is_voter, member.host in in_sync and self.is_up(member.host), member.host in lost)
+            ReplicaView(
+                member.host,
+                member.incarnation,
+                is_voter,
+                is_in_sync=member.host in in_sync and self.is_up(member.host),
+                is_lost=member.host in lost,
+                may_lead=member.host in may_lead,
+            )
             for members, is_voter in ((led.voters, True), (led.idle, False))
             for member in members
         ]
