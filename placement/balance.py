@@ -202,6 +202,9 @@ class Balance:
             path = next(filter(None, (self._path(ways, source) for source in may_give[:FAILURES_MAX])), [])
             if not path:
                 break
+            if len(path) == 1 and not ledger.may_swap(ledger.hosts[path[0][1]].name, ledger.hosts[path[0][2]].name):
+                self.wants_more = True  # the host that it goes to takes one at a time
+                break
             uneven = True
             for partition, source, target in path:
                 self._swap(partition, source, target, f"{ledger.hosts[path[0][1]].name} has more primaries than its share")
@@ -273,6 +276,8 @@ class Balance:
             pair = _best_exchange(there, back, rates[source] - rates[target], mean * limits.load_gain_min, rate_of)
             if pair is not None:
                 self.wants_more = True
+                if not ledger.may_swap(name, ledger.hosts[target].name):
+                    return
                 self._swap(pair[0], source, target, why)
                 if pair[1] is not None:
                     self._swap(pair[1], target, source, f"in exchange for partition {pair[0].id}: {why}")

@@ -46,6 +46,7 @@ class Ledger:
         self.builds_from = [0] * count
         self.swaps = 0
         self.swaps_from = [0] * count
+        self.swaps_to = [0] * count
 
     def host(self, name: str) -> HostView | None:
         number = self.index.get(name)
@@ -87,6 +88,10 @@ class Ledger:
                 self.builds += 1
                 self.builds_to[number] += 1
         number = index.get(partition.primary)
+        if partition.is_swapping:
+            self.swaps += 1
+            if number is not None:
+                self.swaps_from[number] += 1
         if number is not None:
             self.primaries[number] += 1
             self.calls_per_s[number] += partition.calls_per_s
@@ -130,11 +135,15 @@ class Ledger:
         self.replicas[target] += 1
         self.bytes[target] += partition.bytes
 
-    def may_swap(self, source: str) -> bool:
-        """Whether one more primary may leave `source` in this tick."""
-        number = self.index.get(source)
-        within = number is None or self.swaps_from[number] < self.limits.swaps_per_host_max
-        return within and self.swaps < self.limits.swaps_max
+    def may_swap(self, source: str, target: str = "") -> bool:
+        """Whether one more primary may leave `source` now, and go to `target` if that is named."""
+        from_number, to_number = self.index.get(source), self.index.get(target)
+        per_host = self.limits.swaps_per_host_max
+        return (
+            self.swaps < self.limits.swaps_max
+            and (from_number is None or self.swaps_from[from_number] < per_host)
+            and (to_number is None or self.swaps_to[to_number] < per_host)
+        )
 
     def swapped(self, partition: PartitionView, target: str) -> None:
         """A swap to `target` has been decided."""
@@ -145,6 +154,7 @@ class Ledger:
                 self.primaries[number] += sign
                 self.calls_per_s[number] += sign * partition.calls_per_s
                 self.load[number] += sign * partition.load
-        number = self.index.get(partition.primary)
-        if number is not None:
-            self.swaps_from[number] += 1
+        for name, counts in ((partition.primary, self.swaps_from), (target, self.swaps_to)):
+            number = self.index.get(name)
+            if number is not None:
+                counts[number] += 1

@@ -12,8 +12,8 @@ class Limits(Struct, frozen=True):
     :ivar quiet_s: after a host came or went, nothing is moved for balance's sake for so long
     :ivar builds_per_host_max: replicas being built on one host, and copied from one primary's host, at a time
     :ivar builds_max: in all
-    :ivar swaps_max: primaries that change hosts in one tick
-    :ivar swaps_per_host_max: of those, from one host
+    :ivar swaps_max: primaries that change hosts at a time
+    :ivar swaps_per_host_max: of those, from one host, and to one: callers of a partition that is swapped wait, and so does who calls them
     :ivar load_threshold: load is looked at from this part above the mean on
     :ivar load_gain_min: part of the mean by which a move for load's sake must lower the difference of two hosts
     :ivar bytes_floor: mean bytes a host below which nothing is moved for bytes' sake
@@ -28,7 +28,7 @@ class Limits(Struct, frozen=True):
     builds_per_host_max: int = 2
     builds_max: int = 256
     swaps_max: int = 16
-    swaps_per_host_max: int = 4
+    swaps_per_host_max: int = 1
     load_threshold: float = 0.25
     load_gain_min: float = 0.10
     bytes_floor: float = 64.0 * (1 << 20)

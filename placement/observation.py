@@ -93,6 +93,7 @@ class PartitionView(Struct, frozen=True):
     :ivar primary: host, empty if none serves
     :ivar leaving: host whose replica goes once the one that is being built votes, as the configuration itself says; empty: none was named
     :ivar is_changing: a configuration is not committed yet, or the primary is being swapped
+    :ivar is_swapping: the latter
     :ivar bytes: size of its state
     :ivar calls_per_s: what its primary does, mean over a minute or so: placement reacts to what it is told
     :ivar load: what the application itself reports, in its own unit
@@ -106,6 +107,7 @@ class PartitionView(Struct, frozen=True):
     epoch: int = 0
     leaving: str = ""
     is_changing: bool = False
+    is_swapping: bool = False
     bytes: int = 0
     calls_per_s: float = 0.0
     load: float = 0.0

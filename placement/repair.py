@@ -196,8 +196,8 @@ def _swap(ledger: Ledger, partition: PartitionView, why: str) -> Command | Refus
             f"{why}, and no other replica can be primary: {others or 'there is none'}",
             "wait for replicas to be in sync, or cancel another drain",
         )
-    if not ledger.may_swap(partition.primary):
-        return Refusal(partition.id, Rule.BUDGET, f"{why}; other swaps come first in this tick")
+    if not ledger.may_swap(partition.primary, best[2]):
+        return Refusal(partition.id, Rule.BUDGET, f"{why}; other swaps come first")
     return Swap(partition.id, partition.version, best[2], why)
 
 

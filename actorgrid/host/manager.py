@@ -125,7 +125,7 @@ class Manager:
         self._observation: Observation | None = None
         self._state = PlacementState()
         self._epoch = 0
-        self._under_way: dict[int, asyncio.Task[None]] = {}
+        self._under_way: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self.moves_total = 0
         self._ticks = 0
         self._wants_rebalance = False
@@ -162,7 +162,7 @@ class Manager:
 
     def _leave_office(self) -> None:
         self._overview = self._observation = self.plan = None
-        for task in self._under_way.values():
+        for _, task in self._under_way.values():
             task.cancel()
         self._under_way.clear()
 
@@ -296,7 +296,7 @@ class Manager:
             intents=intents,
             nodes=self._state.nodes,
             replica_set_size=self._replica_set_size,
-            busy=self._under_way,
+            busy={partition: order for partition, (order, _) in self._under_way.items()},
             frozen_why=self._state.frozen_why,
         )
 
@@ -325,11 +325,11 @@ class Manager:
         move = Move(self.moves_total, self._date_ms(), partition, verb, host, why)
         self.moves.append(move)
         task = asyncio.get_running_loop().create_task(self._carry_out(move, asked, arguments), name=f"order {verb} {partition}")
-        self._under_way[partition] = task
+        self._under_way[partition] = verb, task
 
         def over(done: asyncio.Task[None]) -> None:
             self._order_over.set()
-            if self._under_way.get(partition) is done:
+            if self._under_way.get(partition) == (verb, done):
                 del self._under_way[partition]
 
         task.add_done_callback(over)

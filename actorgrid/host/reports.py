@@ -7,7 +7,7 @@ what was known of it last stands, without a primary.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -38,6 +38,7 @@ class LedPartition(Struct, array_like=True):
     epoch: int
     version: int
     is_changing: bool
+    is_swapping: bool
     voters: list[Member]
     idle: list[Member]
     leaving: str
@@ -143,12 +144,14 @@ def _led(
             in_sync.append(member.host)
             if shell.may_lead(member):
                 may_lead.append(member.host)
-    is_changing = core.log.configuration_lsn > core.committed_lsn or core.is_swapping or partition.is_handing_over or bool(shell.wanted)
+    is_swapping = core.is_swapping or partition.is_handing_over
+    is_changing = core.log.configuration_lsn > core.committed_lsn or is_swapping or bool(shell.wanted)
     return LedPartition(
         partition.id,
         core.epoch,
         configuration.version,
         is_changing,
+        is_swapping,
         list(configuration.voters),
         list(configuration.idle),
         configuration.leaving,
@@ -234,14 +237,14 @@ class Overview:
         intents: dict[str, tuple[Intent, int]],
         nodes: dict[str, tuple[str, str]],
         replica_set_size: int,
-        busy: Iterable[int],
+        busy: Mapping[int, str],
         frozen_why: str,
     ) -> Observation:
         """What placement is to look at.
 
         :param intents: node -> (intent, the order in which it came)
         :param nodes: host -> (node, zone), as far as it was ever reported
-        :param busy: partitions for which a command is being carried out
+        :param busy: partitions for which an order is being carried out, and which
         """
         node_of = {name: nodes.get(name, (name, "")) for name in self._is_up}
         zones = dict(node_of.values())
@@ -254,8 +257,7 @@ class Overview:
             report = self._reports.get(name)
             is_up = self._is_up[name] and not (report is not None and report.is_stopping)
             hosts.append(HostView(name, node, is_up, max(0.0, now_s - self._since_s[name])))
-        under_way = set(busy)
-        partitions = [self._partition_view(led, host, under_way) for led, host in self._led.values()]
+        partitions = [self._partition_view(led, host, busy.get(led.id, "")) for led, host in self._led.values()]
         partitions += self._never_led()
         return Observation(node_views, hosts, partitions, min(replica_set_size, len(zones)), frozen_why)
 
@@ -276,7 +278,7 @@ class Overview:
             for number, held in newest.items()
         ]
 
-    def _partition_view(self, led: LedPartition, host: str, busy: set[int]) -> PartitionView:
+    def _partition_view(self, led: LedPartition, host: str, order: str) -> PartitionView:
         is_led = self._is_led(led, host)
         in_sync, may_lead, lost = set(led.in_sync) if is_led else set(), set(led.may_lead), set(led.lost)
         replicas = [
@@ -298,7 +300,8 @@ class Overview:
             tuple(replicas),
             epoch=led.epoch,
             leaving=led.leaving,
-            is_changing=led.is_changing or led.id in busy,
+            is_changing=led.is_changing or bool(order),
+            is_swapping=led.is_swapping or order == "swap",
             bytes=led.bytes,
             calls_per_s=led.calls_per_s,
         )
