@@ -126,4 +126,7 @@ class HostSettings(Checked):
     replica_restart_wait_s: float = setting(
         60.0, low=0.1, high=86_400, why="a host that is down for less gets its replicas back as they are; most restarts take less"
     )
+    copy_bytes_per_s: int = setting(
+        32 * MIB, low=64 * 1024, high=65_536 * MIB, why="of copies of partitions to other hosts, together; a quarter of a gigabit link"
+    )
     placement_quiet_s: float = setting(10.0, low=0.0, high=86_400, why="after a host came or went nothing is moved for balance's sake")

@@ -48,7 +48,7 @@ def _drain_of(ledger: Ledger, node: NodeView, partitions: list[PartitionView], r
     return Drain(
         node=node.name,
         intent=node.intent,
-        is_done=not pending and not replicas_left and not primaries_left,
+        is_done=ledger.observation.is_complete and not pending and not replicas_left and not primaries_left,
         replicas_left=replicas_left,
         primaries_left=primaries_left,
         bytes_left=bytes_left,

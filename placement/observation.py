@@ -118,6 +118,7 @@ class Observation(Struct, frozen=True):
     """Everything placement knows.
 
     :ivar frozen_why: somebody has stopped all moves that are not repairs, and said why; empty: nobody has
+    :ivar is_complete: every partition is among the partitions; if not, nothing is said to be done
     """
 
     nodes: Sequence[NodeView]
@@ -125,3 +126,4 @@ class Observation(Struct, frozen=True):
     partitions: Sequence[PartitionView]
     replica_set_size: int = 3
     frozen_why: str = ""
+    is_complete: bool = True

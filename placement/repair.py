@@ -98,11 +98,14 @@ def next_step(ledger: Ledger, partition: PartitionView) -> Command | Refusal | N
         assert victim is not None
         return _remove(ledger, partition, voters, victim)
     away = _swap_away(ledger, partition)
-    if away is not None:
+    if isinstance(away, Swap):
         return away
+    # A primary that cannot go anywhere yet may need just the replica that is to be built.
     if len(voters) < ledger.set_size:
-        return _build(ledger, partition, f"{len(voters)} of {ledger.set_size} replicas")
-    return next(_replacements(ledger, partition, voters), None)
+        step: Command | Refusal | None = _build(ledger, partition, f"{len(voters)} of {ledger.set_size} replicas")
+    else:
+        step = next(_replacements(ledger, partition, voters), None)
+    return step if isinstance(step, Build) else (away or step)
 
 
 def _no_primary(ledger: Ledger, partition: PartitionView) -> Refusal:
@@ -190,11 +193,15 @@ def _swap(ledger: Ledger, partition: PartitionView, why: str) -> Command | Refus
         others = ", ".join(
             f"{replica.host} {_why_no_primary(ledger, replica)}" for replica in partition.replicas if replica.host != partition.primary
         )
+        # Who is behind or has just come back can be primary soon; who is to go himself cannot.
+        may_come = any(
+            replica.host != partition.primary and not ledger.intent_of(replica.host).takes_primaries_away for replica in partition.replicas
+        )
         return Refusal(
             partition.id,
-            Rule.NO_CANDIDATE,
-            f"{why}, and no other replica can be primary: {others or 'there is none'}",
-            "wait for replicas to be in sync, or cancel another drain",
+            Rule.NOT_IN_SYNC if may_come else Rule.NO_CANDIDATE,
+            f"{why}, and no other replica can be primary{' yet' if may_come else ''}: {others or 'there is none'}",
+            "" if may_come else "add a node, or cancel another drain",
         )
     if not ledger.may_swap(partition.primary, best[2]):
         return Refusal(partition.id, Rule.BUDGET, f"{why}; other swaps come first")

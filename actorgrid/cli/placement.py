@@ -29,6 +29,8 @@ ASK_TIMEOUT_S: Final = 10.0
 #: The manager needs a look at all hosts after it has taken office.
 RETRY_S: Final = 8.0
 LOOK_S: Final = 0.5
+#: So long a drain must be blocked before `--wait` gives up; with a deadline it waits for that.
+BLOCKED_S: Final = 2.0
 WIDTH_WITHOUT_TERMINAL: Final = 140
 _DURATION: Final = re.compile(r"(?P<count>\d+(\.\d+)?)(?P<unit>ms|s|m|h|)")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
@@ -63,8 +65,8 @@ def drain_command(
 ) -> None:
     """Empty a node: `restart` swaps its primaries away, `remove_data` and `remove_node` move every replica.
 
-    Exit codes: 0 done, or begun without --wait; 4 blocked (a rule stops it, and says what would help); 5 the deadline has passed and it
-    goes on.
+    Exit codes: 0 done, or begun without --wait; 4 blocked and no deadline given (a rule stops it, and says what would help); 5 the
+    deadline has passed and it goes on.
     """
     arguments: dict[str, Any] = {"node": node, "intent": intent, "estimate": estimate}
     deadline_s = _seconds(deadline) if deadline is not None else None
@@ -92,7 +94,7 @@ def _follow(row: dict[str, Any], address: str | None, data: Path, deadline_s: fl
                 _write_json(row)
             # Blocked for a moment is every drain whose node was the last to hear of something; blocked for good says so again and again.
             blocked_looks = blocked_looks + 1 if row["state"] == "blocked" else 0
-            if blocked_looks > 2 / LOOK_S and ends_at is None:
+            if blocked_looks > BLOCKED_S / LOOK_S and ends_at is None:
                 if not as_json:
                     _show_drain(row)
                 common.fail(f"the drain of {row['node']} cannot go on as things are; it stays wanted", common.EXIT_UNSAFE)
@@ -100,6 +102,8 @@ def _follow(row: dict[str, Any], address: str | None, data: Path, deadline_s: fl
                 common.fail(f"the deadline has passed, the drain of {row['node']} goes on: {_note(row)}", common.EXIT_DEADLINE)
             time.sleep(LOOK_S)
             row = _ask(address, data, "drain_status", {"node": row["node"]})
+            if row["state"] == "forgotten":
+                break
             if row["state"] == "none":
                 common.fail(f"somebody has taken the intent of {row['node']} back", common.EXIT_FAILED)
         progress.update(bar, completed=total, note="done")

@@ -241,8 +241,12 @@ class Keeper:
                 answer: nodes.NodeAnswer | ActorGridError = self._add(request) if request.verb == "add" else self._stop_host(request)
             except ActorGridError as error:
                 answer = error
+            except Exception as error:
+                log.exception("request failed: request=%s", request)
+                answer = ActorGridError(f"{type(error).__name__}: {error}")
             log.info("request=%s answer=%s", request, answer)
-            nodes.answer_request(path, answer)
+            with contextlib.suppress(OSError):  # who asked sees no answer in time
+                nodes.answer_request(path, answer)
 
     def _add(self, request: nodes.NodeRequest) -> nodes.NodeAnswer:
         """Start one more host, or one that was stopped."""

@@ -6,6 +6,7 @@ name. Whoever asked removes it; what is left by one who went away is removed wit
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -59,7 +60,9 @@ def ask_keeper(data: Path, request: NodeRequest, *, timeout_s: float = ANSWER_TI
     directory = data / REQUESTS
     directory.mkdir(parents=True, exist_ok=True)
     for left in directory.glob("*.answer"):
-        left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if time.time_ns() / 1e9 - left.stat().st_mtime > ANSWER_TIMEOUT_S:  # nobody waits for it any more
+                left.unlink()
     path = directory / f"{time.time_ns():020d}-{secrets.token_hex(4)}.request"
     grid_file.write_durably(path, msgspec.json.encode(request))
     os.kill(running.keeper.pid, signal.SIGHUP)

@@ -1,16 +1,19 @@
 """Copies of a partition's state to a replica that the log no longer reaches: in checksummed chunks, while the partition serves.
 
 The sender reads a snapshot of its store and has at most `WINDOW_CHUNKS` chunks unanswered, so that a slow receiver holds up nothing but its
-own copy (I16); one copy at a time to each host. The receiver verifies every chunk and the whole before anything of it counts, and what is
+own copy (I16); one copy at a time to each host. Both ends spend a part of their loop's time on copies and no more, and the sender no more
+bytes than it may: calls go first. The receiver verifies every chunk and the whole before anything of it counts, and what is
 half there is dropped (I13). A replica that votes goes on voting with what it had until the copy takes its place in one batch.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from actorgrid.errors import CorruptLogError, InvariantViolation, StorageError
 from actorgrid.host.commit import GroupCommit
@@ -25,6 +28,8 @@ from actorgrid.storage.store import ReplicaPointer, Store
 logger = logging.getLogger(__name__)
 
 WINDOW_CHUNKS: Final = 4
+#: After a chunk the loop has so many times as long for others as it took.
+YIELD_FACTOR: Final = 3.0
 #: A copy on which nothing was heard for so long is given up.
 SILENCE_NS: Final = 10_000_000_000
 
@@ -41,6 +46,9 @@ class CopyingOwner(Protocol):
     def installed(self, pointer: ReplicaPointer) -> None:
         """A copy is durable: the replica goes on from it, or begins with it."""
 
+    def guarded(self, action: Callable[[], Any]) -> None:
+        """Do `action`; what it raises ends the duty of the host."""
+
 
 class _Outgoing:
     """One copy being sent."""
@@ -54,6 +62,7 @@ class _Outgoing:
         self.answered = 0
         self.is_complete = False
         self.heard_ns = 0
+        self.timer: asyncio.TimerHandle | None = None  # until the next chunk may go
 
 
 class _Incoming:
@@ -66,9 +75,17 @@ class _Incoming:
 
 
 class Copying:
-    """The copies a host sends and receives."""
+    """The copies a host sends and receives.
 
-    def __init__(self, store: Store, peers: Peers, commit: GroupCommit, owner: CopyingOwner, now_ns: Callable[[], int]) -> None:
+    :param bytes_per_s: that are sent at most, over all copies
+    """
+
+    def __init__(
+        self, store: Store, peers: Peers, commit: GroupCommit, owner: CopyingOwner, now_ns: Callable[[], int], bytes_per_s: int
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._bytes_per_s = bytes_per_s
+        self._next_chunk_s = 0.0
         self._store = store
         self._peers = peers
         self._commit = commit
@@ -117,7 +134,11 @@ class Copying:
     def _feed(self, copy: _Outgoing) -> None:
         source = copy.source
         assert source is not None
-        while copy.sent - copy.answered < WINDOW_CHUNKS and not copy.is_complete:
+        while copy.sent - copy.answered < WINDOW_CHUNKS and not copy.is_complete and copy.timer is None:
+            began_s = time.monotonic()  # not the loop's time, which stands still while it is held up
+            if began_s < self._next_chunk_s:
+                copy.timer = self._loop.call_at(self._next_chunk_s, self._go_on, copy)
+                return
             try:
                 chunk = source.next_chunk()
             except (CorruptLogError, StorageError) as error:
@@ -135,6 +156,13 @@ class Copying:
             copy.sent += 1
             self.bytes_sent_total += len(chunk.data)
             self._peers.send_frame(copy.to.host, CopyChunkFrame(copy.number, chunk.number, chunk.checksum, chunk.data))
+            now_s = time.monotonic()
+            self._next_chunk_s = now_s + max(len(chunk.data) / self._bytes_per_s, YIELD_FACTOR * (now_s - began_s))
+
+    def _go_on(self, copy: _Outgoing) -> None:
+        copy.timer = None
+        if self._outgoing.get(copy.to.host) is copy:
+            self._owner.guarded(lambda: self._feed(copy))
 
     def on_answer(self, host: str, answer: CopyAnswer) -> None:
         """The receiver has taken something, or everything, or given up."""
@@ -157,6 +185,8 @@ class Copying:
     def _end(self, copy: _Outgoing, lsn: int) -> None:
         if self._outgoing.get(copy.to.host) is copy:
             del self._outgoing[copy.to.host]
+        if copy.timer is not None:
+            copy.timer.cancel()
         if copy.source is not None:
             copy.source.close()
             if not lsn and not copy.is_complete:
@@ -204,13 +234,16 @@ class Copying:
         if incoming is None:
             return
         incoming.heard_ns = self._now_ns()
+        began_s = time.monotonic()
         try:
             incoming.target.add(CopyChunk(frame.number, frame.data, frame.checksum))
         except CorruptLogError as error:
             self._abandon(key)
             self._refuse(host, frame.copy, str(error))
             return
-        self._peers.send_frame(host, CopyAnswer(frame.copy, frame.number))
+        # The sender waits for this: a host that is busy takes its time.
+        pause_s = YIELD_FACTOR * (time.monotonic() - began_s)
+        self._loop.call_later(pause_s, self._peers.send_frame, host, CopyAnswer(frame.copy, frame.number))
 
     def on_end(self, host: str, end: CopyEnd) -> None:
         """Everything was sent: verify it, and let it take its place."""
@@ -223,6 +256,10 @@ class Copying:
             return
         begin = incoming.begin
         shell = self._owner.shell_of(begin.partition)
+        if shell is None and begin.to < self._owner.next_incarnation_of(begin.partition):
+            self._abandon(key)
+            self._refuse(host, end.copy, f"replica {begin.to} was dropped meanwhile")
+            return
         if shell is not None and (shell.me.incarnation != begin.to or not shell.core.takes_copy(end.lsn, end.epoch_at_lsn)):
             self._abandon(key)
             self._refuse(host, end.copy, f"replica {shell.me} is at {shell.core.committed_lsn}, the copy at {end.lsn}")
@@ -279,6 +316,8 @@ class Copying:
     def close(self) -> None:
         """The host stops."""
         for copy in self._outgoing.values():
+            if copy.timer is not None:
+                copy.timer.cancel()
             if copy.source is not None:
                 copy.source.close()
         self._outgoing.clear()

@@ -250,7 +250,7 @@ class Host:
                 supervisor=self._supervisor,
                 beat_s=self.liveness.times.beat_ns / 1e9,
             )
-            self._copying = Copying(store, self._peers, self._commit, self, time.monotonic_ns)
+            self._copying = Copying(store, self._peers, self._commit, self, time.monotonic_ns, settings.copy_bytes_per_s)
             self._bootstrap = Bootstrap(
                 cluster_id=config.cluster_id,
                 me=config.name,
@@ -271,7 +271,12 @@ class Host:
                 zone=config.zone,
                 roster=self.roster,
                 replica_set_size=config.replica_set_size,
-                limits=Limits(replica_restart_wait_s=settings.replica_restart_wait_s, quiet_s=settings.placement_quiet_s),
+                partition_count=config.partition_count,
+                limits=Limits(
+                    replica_restart_wait_s=settings.replica_restart_wait_s,
+                    quiet_s=settings.placement_quiet_s,
+                    copy_bytes_per_s=settings.copy_bytes_per_s,
+                ),
                 failed=self._fail_by_bug,
             )
             self._recover()
@@ -386,7 +391,9 @@ class Host:
 
     async def _join(self) -> None:
         config = self.config
-        await self.roster.join(cluster_id=config.cluster_id, node=config.node, zone=config.zone, wire=config.wire)
+        await self.roster.join(
+            cluster_id=config.cluster_id, node=config.node, zone=config.zone, wire=config.wire, is_alone=self._peers.is_alone
+        )
 
     def roster_changed(self, stored: bytes) -> None:
         """The grid has other hosts now."""
@@ -470,8 +477,7 @@ class Host:
         task, self._join_task = self._join_task, None
         if task is not None:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])
 
     async def _finish_turns(self, deadline_s: float) -> None:
         """Wait until nothing runs and all that ran is in the state, at most until `deadline_s`, but half a second for the commit."""
@@ -554,7 +560,7 @@ class Host:
     def _tick(self) -> None:
         """Let time pass for the replicas."""
         self._timers["tick"] = self._loop.call_later(TICK_S, self._tick)
-        self._guarded(self._tick_replicas)
+        self.guarded(self._tick_replicas)
 
     def _tick_replicas(self) -> None:
         if self._has_begun:
@@ -565,18 +571,18 @@ class Host:
 
     def _tick_copies(self) -> None:
         self._timers["copies"] = self._loop.call_later(COPY_TICK_S, self._tick_copies)
-        self._guarded(self._copying.tick)
+        self.guarded(self._copying.tick)
 
     def _tick_repairs(self) -> None:
         self._timers["repairs"] = self._loop.call_later(REPAIR_TICK_S, self._tick_repairs)
-        self._guarded(self._repair)
+        self.guarded(self._repair)
 
     def _repair(self) -> None:
         if self._has_begun:
             for shell in list(self.shells.values()):
                 shell.repair()
 
-    def _guarded(self, action: Callable[[], Any]) -> None:
+    def guarded(self, action: Callable[[], Any]) -> None:
         """Do what replicas want; a broken invariant ends the duty of the host, before it does harm."""
         if self._failure.done() or self._store is None:
             return
@@ -598,7 +604,7 @@ class Host:
 
     def start_copy(self, shell: ReplicaShell, to: Member) -> None:
         # Not from inside the step that wants it.
-        self._loop.call_soon(self._guarded, lambda: self._copying.start(shell, to))
+        self._loop.call_soon(self.guarded, lambda: self._copying.start(shell, to))
 
     def installed(self, pointer: ReplicaPointer) -> None:
         """A copy is in the store: its replica goes on from it, or begins."""
@@ -613,7 +619,7 @@ class Host:
 
     def office_closed(self, shell: ReplicaShell) -> None:
         """This replica is primary no more: the copies it was sending mean nothing."""
-        self._loop.call_soon(self._guarded, lambda: self._copying.shell_closed(shell))
+        self._loop.call_soon(self.guarded, lambda: self._copying.shell_closed(shell))
 
     def is_primary(self, partition: int, epoch: int, host: str) -> None:
         if self.liveness.is_primary(partition, epoch, host):
@@ -626,7 +632,7 @@ class Host:
         if not self.config.has_copies:
             self._fail(CorruptLogError(why))
             return
-        self._loop.call_soon(self._guarded, lambda: self._leave(shell, why))
+        self._loop.call_soon(self.guarded, lambda: self._leave(shell, why))
 
     def _leave(self, shell: ReplicaShell, why: str) -> None:
         if self.shells.get(shell.partition) is not shell:
@@ -647,8 +653,10 @@ class Host:
         pointer, store = shell.pointer, self._store
         assert store is not None
         logger.info("replica dropped partition=%d incarnation=%d why=%s", pointer.partition, pointer.incarnation, why)
+        del self.shells[shell.partition]
+        partition = self.partitions.pop(shell.partition)
+        assert not partition.serving, f"partition {shell.partition} is served here, and is to be dropped"
         shell.leave(why)
-        del self.shells[shell.partition], self.partitions[shell.partition]
         self._copying.shell_closed(shell)
         gone = ReplicaPointer(pointer.partition, pointer.incarnation, pointer.generation, "retired")
         self._pointers[pointer.partition] = gone
@@ -662,7 +670,7 @@ class Host:
 
     def replica_bytes(self) -> int:
         """About how large one replica is."""
-        return self._store.replica_bytes_estimate() if self._store is not None else 0
+        return self._store.state_bytes_estimate() // max(1, len(self.shells)) if self._store is not None else 0
 
     def primary_host_of(self, partition: int) -> str:
         """The host of the newest primary that was heard of; empty if none was."""
@@ -701,7 +709,7 @@ class Host:
         return self._peers.greeted(transport, payload)
 
     def peer_frame(self, host: str, incarnation: int, messages: list[Message]) -> None:
-        self._guarded(lambda: self._take_messages(host, incarnation, messages))
+        self.guarded(lambda: self._take_messages(host, incarnation, messages))
 
     def _take_messages(self, host: str, incarnation: int, messages: list[Message]) -> None:
         shells = self.shells
@@ -732,13 +740,13 @@ class Host:
         copying = self._copying
         match message:
             case CopyBegin():
-                self._guarded(lambda: copying.on_begin(host, message))
+                self.guarded(lambda: copying.on_begin(host, message))
             case CopyChunkFrame():
-                self._guarded(lambda: copying.on_chunk(host, message))
+                self.guarded(lambda: copying.on_chunk(host, message))
             case CopyEnd():
-                self._guarded(lambda: copying.on_end(host, message))
+                self.guarded(lambda: copying.on_end(host, message))
             case CopyAnswer():
-                self._guarded(lambda: copying.on_answer(host, message))
+                self.guarded(lambda: copying.on_answer(host, message))
             case PeerQuestion():
                 self._placing.on_question(host, message)
             case PeerAnswer():
@@ -752,14 +760,14 @@ class Host:
                 shell.step(event)
 
         if self._has_begun:
-            self._guarded(step)
+            self.guarded(step)
 
     def peer_up(self, host: str) -> None:
         self._step_all(ev.PeerUp(host))
 
     def peer_down(self, host: str) -> None:
         self._placing.peer_lost(host)
-        self._guarded(lambda: self._copying.peer_lost(host))
+        self.guarded(lambda: self._copying.peer_lost(host))
         self._step_all(ev.PeerDown(host))
 
     def peer_paused(self, host: str, *, paused: bool) -> None:
@@ -770,7 +778,7 @@ class Host:
 
     def host_died(self, host: str, incarnation: int) -> None:
         self._step_all(ev.HostDied(host, incarnation))
-        self._guarded(self._tick_replicas)
+        self.guarded(self._tick_replicas)
 
     def synced_position(self) -> int:
         return self._commit.synced_position

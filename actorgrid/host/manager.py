@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -39,6 +39,12 @@ ORDER_TIMEOUT_S: Final = 5.0
 MOVES_REMEMBERED: Final = 1000
 STATE_TIMEOUT_S: Final = 5.0
 NAME_MAX: Final = 256
+FAILED_PAUSE_S: Final = 1.0
+#: After an order was refused, doubled with each one in a row.
+REFUSED_PAUSE_S: Final = 0.1
+REFUSED_PAUSE_MAX_S: Final = 5.0
+#: An emptied host that was to be removed is forgotten after it has been down for so long.
+FORGET_AFTER_S: Final = 3.0
 
 
 class IntentRecord(Struct, array_like=True):
@@ -113,18 +119,25 @@ class Manager:
     :ivar moves_total: orders given in this life of the host
     """
 
-    def __init__(self, owner: ManagerOwner, me: str, limits: Limits, replica_set_size: int, date_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, owner: ManagerOwner, me: str, limits: Limits, *, replica_set_size: int, partition_count: int, date_ms: Callable[[], int]
+    ) -> None:
         self.moves: deque[Move] = deque(maxlen=MOVES_REMEMBERED)
         self.plan: Plan | None = None
         self._owner = owner
         self._me = me
         self._limits = limits
         self._replica_set_size = replica_set_size
+        self._partition_count = partition_count
         self._date_ms = date_ms
         self._overview: Overview | None = None
         self._observation: Observation | None = None
-        self._state = PlacementState()
+        self._state = PlacementState()  # as it is committed ...
+        self._logged = self._state  # ... and as it will be
         self._epoch = 0
+        self._refused: dict[int, tuple[int, float]] = {}  # partition -> (orders refused in a row, no other one before)
+        self._strangers: set[tuple[str, int, int, int, int]] = set()
+        self._last_move = 0
         self._under_way: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self.moves_total = 0
         self._ticks = 0
@@ -145,6 +158,11 @@ class Manager:
                         await self._tick(system)
                     except ActorGridError as error:
                         logger.warning("placement looks again later: %s", error)
+                    except Exception:
+                        # Data are safe without a manager. One that failed here would fail in the next host too, if this one went down.
+                        logger.exception("placement failed, it begins anew")
+                        self._leave_office()
+                        await asyncio.sleep(FAILED_PAUSE_S)
                 else:
                     self._leave_office()
                 await self._pause(began_s)
@@ -162,6 +180,8 @@ class Manager:
 
     def _leave_office(self) -> None:
         self._overview = self._observation = self.plan = None
+        self._refused.clear()
+        self._strangers.clear()
         for _, task in self._under_way.values():
             task.cancel()
         self._under_way.clear()
@@ -173,7 +193,7 @@ class Manager:
         overview = self._overview
         assert overview is not None
         await self._gather(overview)
-        if not system.serving or self._overview is not overview:
+        if not system.serving or self._overview is not overview or system.replica.epoch != self._epoch:
             return
         now_s = time.monotonic()
         overview.let_time_pass(now_s)
@@ -189,16 +209,19 @@ class Manager:
             self._wants_rebalance = False
         for command in self.plan.commands:
             self._order(command)
-        for host, partition, incarnation, epoch, version in overview.strangers():
-            if partition not in self._under_way:
+        strangers = set(overview.strangers())
+        # Seen twice: what was just installed may know of itself a moment before its primary's next report does.
+        for host, partition, incarnation, epoch, version in strangers & self._strangers:
+            if self._may_order(partition):
                 arguments = {"partition": partition, "incarnation": incarnation, "epoch": epoch, "version": version}
                 why = f"configuration {version} does not name it"
                 self._begin(partition, "drop", host, host, arguments, why)
+        self._strangers = strangers
 
     def _take_office(self, system: HostedPartition) -> None:
         self._epoch = system.replica.epoch
         stored = system.shell.durable.entries_of(STATE_ADDRESS).get(b"")
-        self._state = _decode(stored) if stored is not None else PlacementState()
+        self._state = self._logged = _decode(stored) if stored is not None else PlacementState()
         names = self._state.hosts or [info.name for info in self._owner.host_infos()]
         self._overview = Overview(names, time.monotonic())
         self._ticks = 0
@@ -223,23 +246,22 @@ class Manager:
 
     async def _remember_nodes(self, overview: Overview) -> None:
         """Where each host is outlives it: a host that is down is on a node still."""
-        nodes = dict(self._state.nodes)
-        for name in overview.names:
-            report = overview.report_of(name)
-            if report is not None:
-                nodes[name] = (report.node, report.zone)
-        if nodes != self._state.nodes:
-            await self._change(lambda state: msgspec.structs.replace(state, nodes=nodes))
+        reports = [overview.report_of(name) for name in overview.names]
+        seen = {report.name: (report.node, report.zone) for report in reports if report is not None}
+        if any(self._state.nodes.get(name) != where for name, where in seen.items()):
+            await self._change(lambda state: msgspec.structs.replace(state, nodes={**state.nodes, **seen}))
 
     async def _keep_roster(self, overview: Overview) -> None:
         """The list of hosts: begun by the first manager, rid of those that have gone for good, and sent to whom it is new."""
         if not self._state.hosts:
-            infos = self._owner.host_infos()
-            await self._change_hosts({info.name: (info.address, info.port) for info in infos})
+            first = {info.name: (info.address, info.port) for info in self._owner.host_infos()}
+            await self._change(
+                lambda state: msgspec.structs.replace(state, hosts=first | state.hosts, hosts_version=state.hosts_version + 1)
+            )
         gone = self._gone(overview)
         if gone:
             logger.info("hosts forgotten hosts=%s", ",".join(gone))
-            await self._change_hosts({name: where for name, where in self._state.hosts.items() if name not in gone}, gone)
+            await self._change(lambda state: _without_hosts(state, gone))
             overview.set_names(self._state.hosts, time.monotonic())
         version = self._state.hosts_version
         for name in overview.names:
@@ -254,22 +276,15 @@ class Manager:
 
     def _gone(self, overview: Overview) -> list[str]:
         """Hosts on nodes that were to be removed, are empty, and do not run any more."""
-        if self.plan is None:
+        if self.plan is None or self._observation is None or not self._observation.is_complete:
             return []
+        now_s = time.monotonic()
         done = {drain.node for drain in self.plan.drains if drain.is_done and drain.intent is Intent.REMOVE_NODE}
-        return [name for name in overview.names if self._state.nodes.get(name, ("", ""))[0] in done and not overview.is_up(name)]
-
-    async def _change_hosts(self, hosts: dict[str, tuple[str, int]], gone: Iterable[str] = ()) -> None:
-        """Another list; with the hosts that are `gone` goes what was wanted of their nodes, unless others are on them."""
-
-        def changed(state: PlacementState) -> PlacementState:
-            nodes = {name: where for name, where in state.nodes.items() if name not in gone}
-            left = {node for node, _ in nodes.values()}
-            went = {state.nodes[name][0] for name in gone if name in state.nodes} - left
-            intents = {node: record for node, record in state.intents.items() if node not in went}
-            return msgspec.structs.replace(state, hosts=hosts, hosts_version=state.hosts_version + 1, nodes=nodes, intents=intents)
-
-        await self._change(changed)
+        return [
+            name
+            for name in overview.names
+            if self._state.nodes.get(name, ("", ""))[0] in done and overview.down_s(name, now_s) > FORGET_AFTER_S
+        ]
 
     async def _join(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """A host wants to be of the grid."""
@@ -283,9 +298,12 @@ class Manager:
             logger.info("host joins name=%s address=%s:%d node=%s", name, address, port, node)
             if not self._state.hosts:
                 raise HostUnavailableError("the placement manager has just taken office", retry_after_s=TICK_S)
-            await self._change_hosts({**self._state.hosts, name: (address, port)})
-            nodes = {**self._state.nodes, name: (node, zone)}
-            await self._change(lambda state: msgspec.structs.replace(state, nodes=nodes))
+
+            def with_host(state: PlacementState) -> PlacementState:
+                hosts, nodes = {**state.hosts, name: (address, port)}, {**state.nodes, name: (node, zone)}
+                return msgspec.structs.replace(state, hosts=hosts, nodes=nodes, hosts_version=state.hosts_version + 1)
+
+            await self._change(with_host)
             overview.set_names(self._state.hosts, time.monotonic())
         return self._roster()
 
@@ -296,6 +314,7 @@ class Manager:
             intents=intents,
             nodes=self._state.nodes,
             replica_set_size=self._replica_set_size,
+            partition_count=self._partition_count,
             busy={partition: order for partition, (order, _) in self._under_way.items()},
             frozen_why=self._state.frozen_why,
         )
@@ -305,7 +324,7 @@ class Manager:
     def _order(self, command: Command) -> None:
         overview = self._overview
         assert overview is not None
-        if command.partition in self._under_way:
+        if not self._may_order(command.partition):
             return
         led = overview.led(command.partition)
         if led is None:
@@ -320,15 +339,22 @@ class Manager:
                 verb, arguments["incarnation"] = "remove", command.incarnation
         self._begin(command.partition, verb, command.host, led[1], arguments, command.why)
 
+    def _may_order(self, partition: int) -> bool:
+        """Whether no order is under way for it, and none was refused a moment ago."""
+        return partition not in self._under_way and time.monotonic() >= self._refused.get(partition, (0, 0.0))[1]
+
     def _begin(self, partition: int, verb: str, host: str, asked: str, arguments: dict[str, Any], why: str) -> None:
         self.moves_total += 1
-        move = Move(self.moves_total, self._date_ms(), partition, verb, host, why)
+        # By date, so that those of the next manager have higher numbers.
+        self._last_move = max(self._last_move + 1, self._date_ms() * 1000)
+        move = Move(self._last_move, self._date_ms(), partition, verb, host, why)
         self.moves.append(move)
         task = asyncio.get_running_loop().create_task(self._carry_out(move, asked, arguments), name=f"order {verb} {partition}")
         self._under_way[partition] = verb, task
 
         def over(done: asyncio.Task[None]) -> None:
-            self._order_over.set()
+            if move.outcome == "done":
+                self._order_over.set()
             if self._under_way.get(partition) == (verb, done):
                 del self._under_way[partition]
 
@@ -339,8 +365,11 @@ class Manager:
         try:
             await self._owner.ask_host(asked, move.what, arguments, ORDER_TIMEOUT_S)
             move.outcome = "done"
-        except ActorGridError as error:
-            move.outcome = str(error)
+            self._refused.pop(move.partition, None)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the order has come to nothing, and is decided anew
+            move.outcome = str(error) or type(error).__name__
+            times = self._refused.get(move.partition, (0, 0.0))[0] + 1
+            self._refused[move.partition] = times, time.monotonic() + min(REFUSED_PAUSE_MAX_S, REFUSED_PAUSE_S * 2**times)
         except asyncio.CancelledError:
             move.outcome = "the manager has left office"
             raise
@@ -373,6 +402,8 @@ class Manager:
             case "drain":
                 return await self._drain(observation, arguments)
             case "drain_status":
+                if arguments.get("node") not in [view.name for view in observation.nodes]:
+                    return {"node": str(arguments.get("node")), "state": "forgotten"}
                 return self._drain_row(self._node(observation, arguments))
             case "undrain":
                 return await self._undrain(observation, arguments)
@@ -380,6 +411,8 @@ class Manager:
                 return self._explain(observation, arguments)
             case "moves":
                 since = arguments.get("since", 0)
+                if not isinstance(since, int):
+                    raise RequestError(f"since must be the number of a move, got {since!r:.100}")
                 return {"moves": [msgspec.to_builtins(move) for move in self.moves if move.number > since or not move.outcome]}
             case "rebalance":
                 return self._rebalance(observation, dry_run=bool(arguments.get("dry_run")))
@@ -506,7 +539,7 @@ class Manager:
 
     def _nodes(self, observation: Observation, plan: Plan) -> dict[str, Any]:
         rows = []
-        for node in observation.nodes:
+        for node in sorted(observation.nodes, key=lambda view: view.name):
             hosts = [host for host in observation.hosts if host.node == node.name]
             names = {host.name for host in hosts}
             drain = next((each for each in plan.drains if each.node == node.name), None)
@@ -535,17 +568,40 @@ class Manager:
         """
         async with self._changing:
             system = self._owner.partitions.get(SYSTEM_PARTITION)
-            if system is None or not system.serving or system.is_handing_over:
+            if system is None or not system.serving or system.is_handing_over or self._overview is None:
                 raise HostUnavailableError("the placement manager is moving", retry_after_s=TICK_S)
-            state = change(self._state)
+            if system.replica.epoch != self._epoch:  # another one has been in office meanwhile, and has changed things
+                raise HostUnavailableError("the placement manager has just taken office", retry_after_s=TICK_S)
+            epoch = self._epoch
+            # What was logged and not committed in time may be committed yet: the next change goes on from there.
+            state = self._logged = change(self._logged)
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            def committed(done: asyncio.Future[None]) -> None:
+                if not done.cancelled() and done.exception() is None and self._epoch == epoch:
+                    self._state = state
+
+            waiter.add_done_callback(committed)
             system.wait_committed(system.log_internal(STATE_ADDRESS, [(b"", _encode(state))]), waiter)
             try:
                 async with asyncio.timeout(STATE_TIMEOUT_S):
-                    await waiter
+                    await asyncio.shield(waiter)
             except TimeoutError:
                 raise DeadlineExceededError(f"the system partition has not committed a change within {STATE_TIMEOUT_S:g} s") from None
-            self._state = state
+
+
+def _without_hosts(state: PlacementState, gone: list[str]) -> PlacementState:
+    """With the hosts that are `gone` goes what was wanted of their nodes, unless others are on them."""
+    nodes = {name: where for name, where in state.nodes.items() if name not in gone}
+    left = {node for node, _ in nodes.values()}
+    went = {state.nodes[name][0] for name in gone if name in state.nodes} - left
+    return msgspec.structs.replace(
+        state,
+        hosts={name: where for name, where in state.hosts.items() if name not in gone},
+        hosts_version=state.hosts_version + 1,
+        nodes=nodes,
+        intents={node: record for node, record in state.intents.items() if node not in went},
+    )
 
 
 VERBS: Final = ("nodes", "join", "drain", "drain_status", "undrain", "explain", "moves", "rebalance", "freeze", "unfreeze")

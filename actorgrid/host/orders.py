@@ -90,7 +90,18 @@ class Orders:
             raise ReconfigurationPendingError(f"{member} is no member of partition {partition.id}")
         if member == partition.shell.me:
             raise ReconfigurationPendingError(f"{member} is the primary of partition {partition.id}")
+        if member in before.voters:
+            # The order was decided on a report; this is how it is now.
+            stay = [each for each in before.voters if each != member]
+            in_sync = sum(each == partition.shell.me or self._is_in_sync(partition, each) for each in stay)
+            if in_sync < (len(stay) if self._is_in_sync(partition, member) else len(stay) // 2 + 1):
+                raise ReconfigurationPendingError(f"without {member} only {in_sync} of {len(stay)} replicas would be in sync")
         return await self._change(partition, before.without(member))
+
+    @staticmethod
+    def _is_in_sync(partition: HostedPartition, member: Member) -> bool:
+        progress = partition.replica.progress.get(member)
+        return progress is not None and progress.is_up and not progress.is_missing and partition.replica.is_caught_up(progress)
 
     async def _change(self, partition: HostedPartition, configuration: Configuration) -> dict[str, Any]:
         """Propose `configuration`, and wait until it is committed."""

@@ -44,6 +44,7 @@ RETRY_MAX_S: Final = 0.25
 #: A connection that was silent for so long is given up: six beats.
 SILENCE_S: Final = 1.5
 ASK_OFTEN_S: Final = 3.0
+ALONE_AFTER_S: Final = 5.0
 
 
 class PeerOwner(Protocol):
@@ -282,7 +283,7 @@ class Peers:
 
     async def _keep_connected(self, link: PeerLink) -> None:
         delay_s = RETRY_FIRST_S
-        while not self._is_stopped:
+        while not self._is_stopped and self.links.get(link.name) is link:
             if link.connection is not None:
                 delay_s = RETRY_FIRST_S
                 await asyncio.sleep(RETRY_FIRST_S)
@@ -379,6 +380,8 @@ class Peers:
         if self._is_behind(self._own_mark(), answer.known):
             self.owner.disk_went_back(answer.known, link.name)
             raise ProtocolError("this disk went back")
+        if self.links.get(link.name) is not link:
+            raise ProtocolError(f"{link.name} is of the grid no more")
         connection.welcomed.set_result(None)
         link.up(connection, answer.mark, answer.process_id)
 
@@ -466,6 +469,12 @@ class Peers:
         link = self.links.get(host)
         return link is not None and link.connection is not None
 
+    def is_alone(self) -> bool:
+        """Whether there are others, and none of them is connected, for longer than a moment."""
+        return bool(self.links) and all(
+            link.connection is None and self.loop.time() - link.heard_s > ALONE_AFTER_S for link in self.links.values()
+        )
+
     def is_steady(self, host: str, for_s: float) -> bool:
         """Whether the connection to `host` has stood for so long."""
         link = self.links.get(host)
@@ -537,7 +546,7 @@ class Peers:
     def link_down(self, link: PeerLink) -> None:
         logger.info("peer down host=%s incarnation=%d", link.name, link.incarnation)
         self.owner.peer_down(link.name)
-        if not self._is_stopped and link.death_watch is None:
+        if not self._is_stopped and link.death_watch is None and self.links.get(link.name) is link:
             link.death_watch = self.loop.create_task(
                 self._watch_death(link, link.process_id, link.incarnation), name=f"death of {link.name}"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -49,7 +48,7 @@ class Placing:
     """Reports, orders, questions and the manager of one host.
 
     :param roster: the hosts of the grid
-    :param failed: what to do if the manager ends by a bug
+    :param failed: what to do if an order breaks an invariant
     """
 
     def __init__(
@@ -62,6 +61,7 @@ class Placing:
         zone: str,
         roster: Roster,
         replica_set_size: int,
+        partition_count: int,
         limits: Limits,
         failed: Callable[[Exception], None],
     ) -> None:
@@ -73,26 +73,19 @@ class Placing:
         self._failed = failed
         self._reporter = Reporter(me, node, zone)
         self._orders = Orders(owner, self.questions)
-        self._manager = Manager(self, me, limits, replica_set_size, wall_clock_ms)
+        self._manager = Manager(self, me, limits, replica_set_size=replica_set_size, partition_count=partition_count, date_ms=wall_clock_ms)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Be the manager, whenever the system partition's primary is here."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="placement manager")
-
-    async def _run(self) -> None:
-        try:
-            await self._manager.run()
-        except (AssertionError, LookupError, TypeError, ValueError) as error:
-            self._failed(error)
+        self._task = asyncio.get_running_loop().create_task(self._manager.run(), name="placement manager")
 
     async def stop(self) -> None:
         """Give and take no more orders."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])
         await self.questions.close()
 
     # -- peers
@@ -117,7 +110,11 @@ class Placing:
             return {"adopted": self._roster.adopt(version, parse_hosts(arguments.get("hosts")))}
         if verb == "operate":
             return await self._manager.operate(str(arguments.get("verb")), dict(arguments.get("arguments", {})))
-        return await self._orders.carry_out(verb, arguments)
+        try:
+            return await self._orders.carry_out(verb, arguments)
+        except AssertionError as error:  # a broken invariant of a replica: this host does no more harm
+            self._failed(error)
+            raise HostUnavailableError(f"{verb}: {error}") from None
 
     # -- for the manager (`manager.ManagerOwner`)
 

@@ -7,7 +7,6 @@ whoever asked, and may have been answered all the same: what is asked for must b
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -103,7 +102,7 @@ class Questions:
             result: Any = await self._answer(host, question.verb, question.arguments)
         except ActorGridError as error:
             result = error
-        except (LookupError, TypeError, ValueError) as error:
+        except Exception as error:
             logger.exception("question could not be answered verb=%s host=%s", question.verb, host)
             result = ProtocolError(f"{question.verb}: {type(error).__name__}: {error}")
         self._reply(host, question, result)
@@ -118,6 +117,5 @@ class Questions:
         tasks = list(self._under_way)
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        if tasks:
+            await asyncio.wait(tasks)

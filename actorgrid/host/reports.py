@@ -221,6 +221,10 @@ class Overview:
         """Whether `name` reports."""
         return self._is_up.get(name, False)
 
+    def down_s(self, name: str, now_s: float) -> float:
+        """For how long `name` has been down, as far as this overview knows; 0 if it is not."""
+        return 0.0 if self._is_up.get(name) else max(0.0, now_s - self._since_s.get(name, now_s))
+
     def led(self, partition: int) -> tuple[LedPartition, str] | None:
         """What the newest primary of a partition said, and who that is; None if no host has led it since this overview began."""
         known = self._led.get(partition)
@@ -237,6 +241,7 @@ class Overview:
         intents: dict[str, tuple[Intent, int]],
         nodes: dict[str, tuple[str, str]],
         replica_set_size: int,
+        partition_count: int,
         busy: Mapping[int, str],
         frozen_why: str,
     ) -> Observation:
@@ -255,11 +260,14 @@ class Overview:
         hosts = []
         for name, (node, _) in node_of.items():
             report = self._reports.get(name)
-            is_up = self._is_up[name] and not (report is not None and report.is_stopping)
-            hosts.append(HostView(name, node, is_up, max(0.0, now_s - self._since_s[name])))
+            is_stopping = self._is_up[name] and report is not None and report.is_stopping
+            # One that stops in order is down from now on, and was up until now.
+            for_s = 0.0 if is_stopping else max(0.0, now_s - self._since_s[name])
+            hosts.append(HostView(name, node, self._is_up[name] and not is_stopping, for_s))
         partitions = [self._partition_view(led, host, busy.get(led.id, "")) for led, host in self._led.values()]
         partitions += self._never_led()
-        return Observation(node_views, hosts, partitions, min(replica_set_size, len(zones)), frozen_why)
+        is_complete = len(partitions) == partition_count + 1  # and the system partition
+        return Observation(node_views, hosts, partitions, min(replica_set_size, len(zones)), frozen_why, is_complete)
 
     def _never_led(self) -> list[PartitionView]:
         """Partitions that no host has served since this overview began, by what their replicas know."""

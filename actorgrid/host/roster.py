@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -68,11 +68,6 @@ class Roster:
             self.hosts = {info.name: self._told.get(info.name, info) for info in known.hosts}
 
     @property
-    def has_me(self) -> bool:
-        """Whether the manager's list names this host."""
-        return self.version > 0 and self._me in self.hosts
-
-    @property
     def others(self) -> list[HostInfo]:
         """All but this host."""
         return [info for info in self.hosts.values() if info.name != self._me]
@@ -80,7 +75,9 @@ class Roster:
     @property
     def infos(self) -> list[HostInfo]:
         """All hosts, this one included whether it is known to the others or not."""
-        return [self._told[self._me], *self.others]
+        me = self._told[self._me]
+        infos = [me if info.name == me.name else info for info in self.hosts.values()]
+        return infos if me.name in self.hosts else [*infos, me]
 
     def adopt(self, version: int, hosts: list[HostInfo]) -> bool:
         """The manager's list came; whether it is newer than the one known.
@@ -97,19 +94,27 @@ class Roster:
         self._owner.roster_changed(_encode(StoredRoster(version, hosts)))
         return True
 
-    async def join(self, *, cluster_id: str, node: str, zone: str, wire: WireSettings) -> None:
-        """Ask the other hosts to let this one be of the grid, until their list names it. Returns at once where it does."""
+    async def join(self, *, cluster_id: str, node: str, zone: str, wire: WireSettings, is_alone: Callable[[], bool]) -> None:
+        """Ask the other hosts to let this one be of the grid: once in every life, and again when none of them speaks with it. Never ends.
+
+        A host that was forgotten is not told so, and what it remembers names it still.
+        """
         me = self._told[self._me]
         arguments = {"host": me.name, "address": me.address, "port": me.port, "node": node, "zone": zone}
+        is_in = False
         delay_s = JOIN_FIRST_S
-        while not self.has_me:
+        while True:
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            if is_in and not is_alone():
+                delay_s = JOIN_MAX_S
+                continue
             delay_s = min(2 * delay_s, JOIN_MAX_S)
-            for info in list(self._told.values()):
-                if info.name == self._me or self.has_me:
+            is_in = False
+            for info in {**self.hosts, **self._told}.values():
+                if info.name == self._me:
                     continue
                 try:
-                    await ask(
+                    answer = await ask(
                         info.address,
                         info.port,
                         "join",
@@ -119,9 +124,14 @@ class Roster:
                         wire=wire,
                         timeout_s=JOIN_TIMEOUT_S,
                     )
-                    break
-                except ActorGridError as error:
+                    self.adopt(int(answer["version"]), parse_hosts(answer["hosts"]))
+                except (ActorGridError, LookupError, TypeError, ValueError) as error:
                     logger.debug("not joined yet asked=%s error=%s", info.name, error)
+                else:
+                    is_in = True
+                    break
+            if not self.others:
+                is_in = True  # a grid of one host has nobody to ask
 
 
 def parse_hosts(value: Any) -> list[HostInfo]:

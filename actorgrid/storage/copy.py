@@ -100,7 +100,7 @@ class CopySource:
         self._lsn = replica.applied_lsn
         self._epoch_at_lsn = replica.epoch_at(replica.applied_lsn)
         self._configuration, self._configuration_lsn = replica.configuration, replica.configuration_lsn
-        self.bytes_total_estimate = replica.store.replica_bytes_estimate()
+        self.bytes_total_estimate = replica.store.state_bytes_estimate() // max(1, len(replica.store.replica_pointers()))
         self._view = replica.store.view()
         try:
             for name in (keys.META_APPLIED, keys.META_SESSIONS):

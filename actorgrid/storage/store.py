@@ -353,11 +353,10 @@ class Store:
         if found:
             self.write(batch)
 
-    def replica_bytes_estimate(self) -> int:
-        """About how large one replica's state is: what all have on average, since partitions are equal shares of the hash space."""
+    def state_bytes_estimate(self) -> int:
+        """About how large the state of all replicas here is."""
         names = ("rocksdb.estimate-live-data-size", "rocksdb.cur-size-all-mem-tables")
-        total = sum(self._db.property_int_value(name) or 0 for name in names)
-        return int(total // max(1, len(self.replica_pointers())))
+        return int(sum(self._db.property_int_value(name) or 0 for name in names))
 
     # -- reading
 

@@ -125,8 +125,8 @@ class LastAcknowledged:
     _slot = struct.Struct("=qq")
 
     def __init__(self, path: Path, processes: int) -> None:
-        if not path.exists():
-            path.write_bytes(bytes(self._slot.size * processes))
+        with path.open("ab") as file:
+            file.truncate(self._slot.size * processes)  # all do so: whoever comes first, the file has its size before it is mapped
         with path.open("rb+") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
         self._processes = processes
