@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import bisect
 import dataclasses
+import random
 import secrets
 import signal
 import sys
@@ -36,6 +37,7 @@ from tests.faults.load import LoadProcesses
 
 STEP_TIMEOUT_S = 120.0
 LOOK_S = 0.1
+HOSTS_MAX = 6
 #: Calls that begin so soon after a move belong to it.
 AFTER_S = 0.05
 CALL_MAX_NS = 35 * 10**9
@@ -213,7 +215,71 @@ async def steps_of(operator: Operator, *, short: bool) -> list[tuple[str, Callab
     ]
 
 
-async def drill(directory: Path, *, seed: int, partitions: int, callers: int, think_s: float, short: bool, console: Console) -> Drilled:
+class Misfortune:
+    """Random operations, one after another, never more at a time than a partition survives; at the end everything is taken back."""
+
+    def __init__(self, operator: Operator, seed: int) -> None:
+        self._operator = operator
+        self._rng = random.Random(f"{seed}/operations")
+        self._wanted = ""  # the node that somebody wants something of
+
+    async def one(self) -> str:
+        """Do something; what it was."""
+        operator, hosts, rng = self._operator, self._operator.hosts, self._rng
+        names = list(hosts.hosts)
+        name = rng.choice(names)
+        node = name.replace("host", "node")
+        what = rng.choice(("drain", "undrain", "kill", "stop", "restart", "add", "pause"))
+        if what == "add" and len(names) < HOSTS_MAX:
+            added = f"host-{len(names) + 1}"
+            await hosts.add(added)
+            await operator.known(added)
+        elif what == "drain" and not self._wanted and len(names) > 3:
+            what = f"drain {node} {(intent := rng.choice(('pause', 'restart', 'remove_node', 'remove_data')))}"
+            self._wanted = node
+            await operator.ask("drain", node=node, intent=intent)
+        elif what == "undrain" and self._wanted:
+            what = f"undrain {self._wanted}"
+            await operator.ask("undrain", node=self._wanted)
+            self._wanted = ""
+        elif what == "kill":
+            what = f"kill {name}"
+            hosts.kill(name, Supervision(restart_after_s=rng.choice((0.5, 1.5, 3.0)), tells=rng.random() < 0.5))
+        elif what == "stop":
+            what = f"stop {name}"
+            hosts.pause(name)
+            try:
+                await asyncio.sleep(0.5 + 3 * rng.random())
+            finally:
+                hosts.resume(name)
+        elif what == "restart":
+            what = f"restart {name}"
+            await operator.restart(name)
+        else:
+            what = "wait"
+        await asyncio.sleep(rng.choice((0.2, 1.0, 3.0, 6.0)))
+        # One trouble at a time: what was killed is back before the next.
+        await hosts.wait_answering()
+        return what
+
+    async def end(self) -> None:
+        """Nothing is wanted any more, and the grid comes to rest, balanced."""
+        if self._wanted:
+            await self._operator.ask("undrain", node=self._wanted)
+        await self._operator.balanced()
+
+
+async def drill(
+    directory: Path,
+    *,
+    seed: int,
+    partitions: int,
+    callers: int,
+    think_s: float,
+    short: bool,
+    console: Console,
+    random_s: float = 0.0,
+) -> Drilled:
     """Everything, from an empty directory to verdicts."""
     steps: list[Step] = []
     async with GridProcesses(directory / "grid", partitions=partitions, settings={"placement_quiet_s": 2.0}) as hosts:
@@ -228,7 +294,18 @@ async def drill(directory: Path, *, seed: int, partitions: int, callers: int, th
             try:
                 await operator.balanced()
                 await asyncio.sleep(6)
-                for name, action in await steps_of(operator, short=short):
+                ends_at = time.monotonic() + random_s
+                misfortune = Misfortune(operator, seed)
+                while time.monotonic() < ends_at:
+                    load.check_alive()
+                    step = Step("", began_ns=time.monotonic_ns())
+                    step.name = await misfortune.one()
+                    step.ended_ns = time.monotonic_ns()
+                    steps.append(step)
+                    console.print(f"{step.name}: {(step.ended_ns - step.began_ns) / 1e9:.1f} s", highlight=False)
+                if random_s:
+                    await misfortune.end()
+                for name, action in [] if random_s else await steps_of(operator, short=short):
                     step = Step(name, began_ns=time.monotonic_ns())
                     steps.append(step)
                     load.check_alive()
@@ -398,6 +475,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=1024, help="in all four client processes")
     parser.add_argument("--think", type=float, default=0.25, help="mean pause of a caller, seconds")
     parser.add_argument("--short", action="store_true", help="the first four steps")
+    parser.add_argument("--random-minutes", type=float, default=0.0, help="random operations for so long, instead of the steps")
     parser.add_argument("--plot", type=Path, default=None, help="PNG")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
@@ -414,6 +492,7 @@ def main() -> None:
             think_s=options.think,
             short=options.short,
             console=console,
+            random_s=options.random_minutes * 60,
         )
     )
     show(drilled, console)
