@@ -17,7 +17,7 @@ import msgspec
 
 from actorgrid.testing.exactly_once import ExactlyOnceOracle
 from actorgrid.testing.linearizability import OPERATIONS_MAX, Operation, check_linearizability
-from tests.faults.history import Record
+from tests.faults.history import PROGRESS_CALLER, Record
 
 DETAILS_MAX: Final = 20
 CLIENTS_MAX: Final = 10
@@ -336,13 +336,13 @@ def judge_traffic(records: Sequence[Record], floor: int) -> Verdict:
 
 
 class Gaps:
-    """When each caller was told of a change, to see for how long it was not."""
+    """When each caller was told of a change, to see for how long it was not. Of those that call without pause: not of `progress`."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._ends: dict[str, list[int]] = defaultdict(list)
         self._all: list[int] = []
         for record in records:
-            if record.is_acknowledged_write:
+            if record.is_acknowledged_write and not record.caller.startswith(PROGRESS_CALLER):
                 self._ends[record.slot].append(record.ended_ns)
                 self._all.append(record.ended_ns)
         for ends in self._ends.values():

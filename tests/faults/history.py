@@ -22,6 +22,10 @@ Outcome = Literal["ok", "refused", "unknown", "raised"]
 _BUFFER_BYTES: Final = 1 << 18
 
 
+#: Who asks every partition once after each fault, and nothing in between: no caller that waits.
+PROGRESS_CALLER: Final = "progress"
+
+
 class Record(msgspec.Struct, array_like=True, gc=False):
     """One call.
 

@@ -11,7 +11,7 @@ from actorgrid import grid
 from actorgrid.errors import ActorGridError
 from actorgrid.settings import ClientSettings
 from tests.faults.grid_processes import GridProcesses, NotHealthyError
-from tests.faults.history import HistoryWriter, Record, partition_of_actor
+from tests.faults.history import PROGRESS_CALLER, HistoryWriter, Record, partition_of_actor
 from tests.faults.load_client import Ledger, outcome_of
 
 PROGRESS_WITHIN_S = 15.0
@@ -64,7 +64,7 @@ class Progress:
     async def _change(self, partition: int, actor: str) -> Record:
         # A caller with an unknown outcome retires; here that is the end of the campaign.
         record = Record(
-            "change", actor, f"w{self._count}.{partition}", "", 0, -1, time.monotonic_ns(), 0, "unknown", f"progress.{partition}.0"
+            "change", actor, f"w{self._count}.{partition}", "", 0, -1, time.monotonic_ns(), 0, "unknown", f"{PROGRESS_CALLER}.{partition}.0"
         )
         try:
             record.version = await self._client.get(Ledger, actor).change(record.token)
