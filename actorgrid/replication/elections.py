@@ -141,7 +141,14 @@ class Elections(Office):
     def _request_votes(self, epoch: int, *, pre: bool, release: Release | None) -> None:
         for member in self.configuration.voters:
             if member != self.me:
-                self._request_vote(member, epoch, pre=pre, release=release or self._own_release)
+                # Also the second time: who was handed the office may be too slow for its first campaign, and the others are bound still.
+                self._request_vote(member, epoch, pre=pre, release=release or self._newest_release())
+
+    def _newest_release(self) -> Release | None:
+        own, known = self._own_release, self._known_release
+        if own is None or known is None:
+            return own or known
+        return own if own.epoch >= known.epoch else known
 
     def _request_vote(self, member: Member, epoch: int, *, pre: bool, release: Release | None) -> None:
         log = self.log
@@ -158,6 +165,9 @@ class Elections(Office):
         self._matched_lsn = self.committed_lsn
         self._save_epoch()
         self._wait_for_votes(now_ns)
+        if release is not None:
+            # Nobody else campaigns while an office is handed over: slow disks get the time they need.
+            self.wake_ns = self._campaign_until_ns = max(self._campaign_until_ns, now_ns + 2 * self._times.beat_ns)
         self._after_writes(AskForVotes(release))
 
     def _next_epoch(self) -> int:

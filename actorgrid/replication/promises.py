@@ -30,6 +30,8 @@ class Promises(Standing):
 
     def _learn_release(self, release: Release) -> None:
         """That a primary has stopped serving stays true, whoever tells it: the promise to it is no more (Release)."""
+        if self._known_release is None or release.epoch >= self._known_release.epoch:
+            self._known_release = release
         if self._fortified is not None and self._frees(release, self._fortified):
             self._fortified = None
 

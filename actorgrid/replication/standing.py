@@ -96,6 +96,7 @@ class Standing:
         self._primary_life = 0
         self._fortified: Fortified | None = None
         self._own_release: Release | None = None  # of the last epoch this replica was primary of, once it is not
+        self._known_release: Release | None = None  # the last one of another that was heard of
         self._matched_lsn = 0  # up to here the log is the primary's of this epoch
         self._heard_ns = 0
         self._timeout_ns = 0
