@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from placement.ledger import Ledger
 from placement.observation import Intent, PartitionView
@@ -29,19 +29,18 @@ def why_not(ledger: Ledger, partition: PartitionView, number: int) -> str:
     return ""
 
 
-def best_target(ledger: Ledger, partition: PartitionView, leaving: str, numbers: Iterable[int] | None = None) -> int | None:
+def best_target(ledger: Ledger, partition: PartitionView, leaving: str) -> int | None:
     """The host that should take a replica; None: no host may.
 
     In a zone with the fewest others, then the one with the fewest replicas for its weight.
 
     :param leaving: the host whose replica the new one takes the place of, so that its zone counts as free; empty: none
-    :param numbers: hosts to choose from; None: all
     """
     zones = zones_of(ledger, partition, leaving)
     best: tuple[int, bool, float, int, int] | None = None
     replicas, weights, nodes, to = ledger.replicas, ledger.weights, ledger.nodes, ledger.builds_to
     spent = ledger.limits.builds_per_host_max
-    for number in range(len(ledger.hosts)) if numbers is None else numbers:
+    for number in range(len(ledger.hosts)):
         if not ledger.stays[number]:
             continue
         rank = (

@@ -110,13 +110,7 @@ class Ledger:
 
     def may_build(self, source: str, target: int) -> bool:
         """Whether one more build from the primary on `source` is within the budgets."""
-        limits = self.limits
-        from_number = self.index.get(source)
-        return (
-            self.builds < limits.builds_max
-            and self.builds_to[target] < limits.builds_per_host_max
-            and (from_number is None or self.builds_from[from_number] < limits.builds_per_host_max)
-        )
+        return self.builds_to[target] < self.limits.builds_per_host_max and self.has_build_left(source)
 
     def has_build_left(self, source: str) -> bool:
         """Whether the primary on `source` may be copied from at all."""

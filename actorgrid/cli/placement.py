@@ -199,7 +199,9 @@ def unfreeze_command(address: common.AddressOption = None, data: common.DataOpti
 
 
 def _ask(address: str | None, data: Path, verb: str, arguments: dict[str, Any] | None = None) -> Any:
-    return common.run(_asked(common.find_address(address, data), verb, arguments or {}))
+    """As `ask`; errors end the command."""
+    with common.errors_told():
+        return ask(address, data, verb, arguments)
 
 
 def ask(address: str | None, data: Path, verb: str, arguments: dict[str, Any] | None = None) -> Any:

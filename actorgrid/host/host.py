@@ -748,9 +748,9 @@ class Host:
             case CopyAnswer():
                 self.guarded(lambda: copying.on_answer(host, message))
             case PeerQuestion():
-                self._placing.on_question(host, message)
+                self._placing.questions.on_question(host, message)
             case PeerAnswer():
-                self._placing.on_answer(host, message)
+                self._placing.questions.on_answer(host, message)
             case _:
                 raise AssertionError(f"unexpected {type(message).__name__} of host {host}")
 
@@ -766,7 +766,7 @@ class Host:
         self._step_all(ev.PeerUp(host))
 
     def peer_down(self, host: str) -> None:
-        self._placing.peer_lost(host)
+        self._placing.questions.peer_lost(host)
         self.guarded(lambda: self._copying.peer_lost(host))
         self._step_all(ev.PeerDown(host))
 

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, NotPrimaryError, RequestError
+from actorgrid.host.bootstrap import SYSTEM_PARTITION
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.reports import HostReport, Overview, decode_report
 from actorgrid.wire.messages import HostInfo
@@ -26,7 +27,6 @@ from placement import Build, Command, Drain, Intent, Limits, Observation, Plan, 
 
 logger = logging.getLogger(__name__)
 
-SYSTEM_PARTITION: Final = 0
 STATE_ADDRESS: Final = "actorgrid.System\0placement"
 TICK_S: Final = 0.25
 #: Between two looks at all hosts, however much there is to do.
@@ -140,7 +140,6 @@ class Manager:
         self._last_move = 0
         self._under_way: dict[int, tuple[str, asyncio.Task[None]]] = {}
         self.moves_total = 0
-        self._ticks = 0
         self._wants_rebalance = False
         self._changing = asyncio.Lock()
         self._order_over = asyncio.Event()
@@ -197,7 +196,6 @@ class Manager:
             return
         now_s = time.monotonic()
         overview.let_time_pass(now_s)
-        self._ticks += 1
         await self._remember_nodes(overview)
         await self._keep_roster(overview)
         self._observation = observation = self._observe(overview, now_s)
@@ -224,7 +222,6 @@ class Manager:
         self._state = self._logged = _decode(stored) if stored is not None else PlacementState()
         names = self._state.hosts or [info.name for info in self._owner.host_infos()]
         self._overview = Overview(names, time.monotonic())
-        self._ticks = 0
         self._wants_rebalance = False
         logger.info("placement manager in office epoch=%d intents=%s", self._epoch, sorted(self._state.intents))
 

@@ -9,7 +9,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from actorgrid.errors import DeadlineExceededError, HostUnavailableError, RequestError
-from actorgrid.host.manager import SYSTEM_PARTITION, VERBS, Manager
+from actorgrid.host.bootstrap import SYSTEM_PARTITION
+from actorgrid.host.manager import VERBS, Manager
 from actorgrid.host.orders import Orders
 from actorgrid.host.partition import HostedPartition, wall_clock_ms
 from actorgrid.host.peers import Peers
@@ -17,7 +18,6 @@ from actorgrid.host.questions import Questions
 from actorgrid.host.replica_shell import ReplicaShell
 from actorgrid.host.reports import HostReport, Reporter
 from actorgrid.host.roster import Roster, parse_hosts
-from actorgrid.replication.frames import PeerAnswer, PeerQuestion
 from actorgrid.wire.messages import HostInfo
 from placement import Limits
 
@@ -87,17 +87,6 @@ class Placing:
             task.cancel()
             await asyncio.wait([task])
         await self.questions.close()
-
-    # -- peers
-
-    def on_question(self, host: str, question: PeerQuestion) -> None:
-        self.questions.on_question(host, question)
-
-    def on_answer(self, host: str, answer: PeerAnswer) -> None:
-        self.questions.on_answer(host, answer)
-
-    def peer_lost(self, host: str) -> None:
-        self.questions.peer_lost(host)
 
     async def _answer(self, host: str, verb: str, arguments: dict[str, Any]) -> Any:
         """Answer a question of `host`, which may be this one."""

@@ -87,6 +87,32 @@ async def serving(
             await host.stop()
 
 
+class HostByHost:
+    """Hosts of one grid, in this process, that are started and stopped one by one; None where one does not run.
+
+    :param options: for `make_config`
+    """
+
+    def __init__(self, path: Path, count: int, **options: Any) -> None:
+        self.path = path
+        self.ports = [free_port() for _ in range(count)]
+        self.hosts: list[Any] = [None] * count
+        self._options = options
+
+    async def start(self, index: int) -> Host:
+        host = self.hosts[index] = Host(make_config(self.path, ports=self.ports, index=index, **self._options))
+        await host.start()
+        return host
+
+    async def stop(self, index: int) -> None:
+        host, self.hosts[index] = self.hosts[index], None
+        await host.stop()
+
+    @property
+    def up(self) -> list[Host]:
+        return [host for host in self.hosts if host is not None]
+
+
 async def begin(hosts: list[Host]) -> None:
     """The first start of a grid: its hosts create their replicas. Later starts need and mind it not."""
     await hosts[0].administer("init", {})

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from host_actors import Box
-from host_harness import PARTITIONS, free_port, make_config, run, seeds, until
+from host_harness import PARTITIONS, HostByHost, free_port, make_config, run, seeds, until
 
 from actorgrid import grid
 from actorgrid.errors import RequestError, TransientError
@@ -19,33 +19,17 @@ PATIENT = ClientSettings(timeout_s=15.0, connect_timeout_s=0.5)
 SETTINGS = HostSettings(placement_quiet_s=0.3, replica_restart_wait_s=2.0)
 
 
-class Grid:
+class Grid(HostByHost):
     """Hosts of one grid, each on a node of its own: host-1 on node-1 and so on."""
 
     def __init__(self, path, count):
-        self.path = path
-        self.ports = [free_port() for _ in range(count)]
-        self.hosts = [None] * count
-
-    async def start(self, index):
-        config = make_config(self.path, ports=self.ports, index=index, replicas=3, settings=SETTINGS)
-        host = self.hosts[index] = Host(config)
-        await host.start()
-        return host
+        super().__init__(path, count, replicas=3, settings=SETTINGS)
 
     async def add(self):
         """One more host, which knows the others; they do not know it."""
         self.ports.append(free_port())
         self.hosts.append(None)
         return await self.start(len(self.hosts) - 1)
-
-    async def stop(self, index):
-        host, self.hosts[index] = self.hosts[index], None
-        await host.stop()
-
-    @property
-    def up(self):
-        return [host for host in self.hosts if host is not None]
 
     def manager(self):
         return next((host for host in self.up if 0 in host.partitions and host.partitions[0].serving), None)

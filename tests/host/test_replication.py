@@ -8,7 +8,7 @@ import time
 
 import pytest
 from host_actors import Box
-from host_harness import CLUSTER, PARTITIONS, QUICK, free_port, make_config, run, seeds, until
+from host_harness import CLUSTER, PARTITIONS, QUICK, HostByHost, free_port, make_config, run, seeds, until
 
 from actorgrid import grid
 from actorgrid.errors import NoWriteQuorumError, SettingsError
@@ -18,27 +18,11 @@ from actorgrid.settings import ClientSettings
 PATIENT = ClientSettings(timeout_s=12.0, connect_timeout_s=0.5, retry_first_s=0.005, retry_max_s=0.05)
 
 
-class Trio:
-    """Three hosts that can be stopped and started one by one."""
+class Trio(HostByHost):
+    """Three of them, with three replicas unless told otherwise."""
 
     def __init__(self, path, *, replicas=3):
-        self.path = path
-        self.ports = [free_port() for _ in range(3)]
-        self.replicas = replicas
-        self.hosts = [None, None, None]
-
-    async def start(self, index):
-        host = self.hosts[index] = Host(make_config(self.path, ports=self.ports, index=index, replicas=self.replicas))
-        await host.start()
-        return host
-
-    async def stop(self, index):
-        host, self.hosts[index] = self.hosts[index], None
-        await host.stop()
-
-    @property
-    def up(self):
-        return [host for host in self.hosts if host is not None]
+        super().__init__(path, 3, replicas=replicas)
 
     def primaries(self):
         return {partition.id: host for host in self.up for partition in host.partitions.values() if partition.serving}
