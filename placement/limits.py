@@ -25,7 +25,7 @@ class Limits(Struct, frozen=True):
 
     replica_restart_wait_s: float = 60.0
     quiet_s: float = 10.0
-    builds_per_host_max: int = 2
+    builds_per_host_max: int = 1
     builds_max: int = 256
     swaps_max: int = 16
     swaps_per_host_max: int = 1

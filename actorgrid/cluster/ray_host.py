@@ -36,7 +36,7 @@ from actorgrid.cluster.supervision import RaySupervisor
 from actorgrid.errors import ActorError, ActorGridError, InvalidArgumentError, SettingsError, StorageError, to_wire
 from actorgrid.host.host import Host, HostConfig
 from actorgrid.host.offload import run_offloaded
-from actorgrid.host.process import calm_garbage_collector
+from actorgrid.host.process import calm_garbage_collector, log_to
 from actorgrid.ids import HostName
 from actorgrid.settings import HostSettings
 from actorgrid.wire.messages import HostInfo
@@ -159,7 +159,9 @@ class HostActor:
             directory.mkdir(parents=True, exist_ok=True)
             self._failures = grid_file.read_host_failures(directory)
             ray_api.quiet_actor_output(directory / "host.out")
-            _log_to(directory / grid_file.HOST_LOG_FILE)
+            path = directory / grid_file.HOST_LOG_FILE
+            handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES, encoding="utf-8")
+            log_to(handler, "%(asctime)s %(levelname)s %(process)d %(name)s %(message)s")
             grid_file.write_host_mark(directory)
         except OSError as error:
             self._answer(list(to_wire(StorageError(f"cannot write to {directory}: {error.strerror or error}"))))
@@ -231,15 +233,6 @@ class HostActor:
         grid_file.write_host_failure(self._directory, self._failures)
         logging.shutdown()
         os._exit(code)
-
-
-def _log_to(path: Path) -> None:
-    """Everything logged in this process, by us and by actor code, goes to the host's own rotating file."""
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(process)d %(name)s %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
 
 
 def offloaded_task(function: str, arguments: bytes, app_path: list[str]) -> list[Any]:

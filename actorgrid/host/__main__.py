@@ -17,7 +17,7 @@ import uvloop
 
 from actorgrid.errors import SettingsError, StorageError
 from actorgrid.host.host import Host, HostConfig
-from actorgrid.host.process import calm_garbage_collector
+from actorgrid.host.process import calm_garbage_collector, log_to
 
 
 def _decode_path(kind: type, value: object) -> Path:
@@ -57,7 +57,7 @@ async def _serve(config: HostConfig) -> int:
 
 def main() -> None:
     """Entry point."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to(logging.StreamHandler(), "%(asctime)s %(levelname)s %(name)s %(message)s")
     if len(sys.argv) != 2:
         print("usage: python -m actorgrid.host CONFIG.json", file=sys.stderr)  # noqa: T201
         sys.exit(2)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 STATE_ADDRESS: Final = "actorgrid.System\0placement"
 TICK_S: Final = 0.25
 #: Between two looks at all hosts, however much there is to do.
-TICK_LEAST_S: Final = 0.05
+TICK_LEAST_S: Final = 0.1
 TICK_LEAST_PER_HOST_S: Final = 0.001
 REPORT_TIMEOUT_S: Final = 1.0
 #: Swaps wait for turns to end, builds for the host that is to build.

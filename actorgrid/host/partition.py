@@ -56,8 +56,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: A turn that takes longer keeps its partition from being handed over.
-HAND_OVER_PATIENCE_S: Final = 0.25
+#: What is running when a partition is to be handed over gets so long, one try after another; meanwhile its callers wait.
+HAND_OVER_PATIENCE_S: Final = (0.02, 0.04, 0.08, 0.25)
+#: Before each try, the partition serves on for so long at most, until none of its turns waits for other actors.
+HAND_OVER_QUIET_S: Final = 0.1
 #: How long a look at who was heard is good for.
 CONTACT_LOOK_NS: Final = 50_000_000
 
@@ -109,6 +111,7 @@ class HostedPartition:
         #: Calls are admitted.
         self.serving = False
         self.is_handing_over = False
+        self._is_closed = False  # for the last moments of it: nothing is admitted
         self._handed_over: asyncio.Future[bool] | None = None
         self._begin_anew()
         self._dying: list[Activation] = []  # thrown away, and the store does not have their last changes yet
@@ -148,7 +151,7 @@ class HostedPartition:
         """
         if not self.serving:
             return self.not_here()
-        if self.is_handing_over:
+        if self._is_closed:
             return HostUnavailableError(f"partition {self.id} is being handed over", retry_after_s=0.002)
         if now_ns < self._contact_until_ns:
             return None
@@ -508,32 +511,77 @@ class HostedPartition:
     async def hand_over(self, target: Member) -> bool:
         """Make `target` the primary.
 
-        Nothing more is admitted and what runs is finished; then the core releases the office, once `target` has everything.
-        Callers are told to come again at once, and then where to. A turn that takes long keeps the partition here.
+        The partition goes on serving until nothing of it waits for other actors, if such a moment comes soon. Then nothing more is
+        admitted, what runs is finished, and the core releases the office once `target` has everything. Callers are told to come again at
+        once, and then where to. If what runs takes longer than a caller should notice, the partition serves again, and later tries with
+        more patience; a turn that takes longer than all of it keeps the partition here.
 
         :return: whether it was handed over
         """
         if not self.serving or self.is_handing_over:
             return False
         self.is_handing_over = True
-        self._handed_over = asyncio.get_running_loop().create_future()
+        began_s = time.monotonic()
         try:
-            deadline_s = time.monotonic() + HAND_OVER_PATIENCE_S
-            while self._is_busy():
-                if time.monotonic() > deadline_s:
-                    return False
-                await asyncio.sleep(0.001)
-            # A core that does not serve any more abandons it.
-            self.shell.step(ev.SwapProposed(target))
-            return await self._handed_over
+            for patience_s in HAND_OVER_PATIENCE_S:
+                await self._until(lambda: not self._has_waiting_turns(), HAND_OVER_QUIET_S)
+                closed_s = time.monotonic()
+                if not await self._come_to_rest(patience_s):
+                    continue
+                self._handed_over = asyncio.get_running_loop().create_future()
+                # A core that does not serve any more abandons it.
+                self.shell.step(ev.SwapProposed(target))
+                handed_over = await self._handed_over
+                logger.info(
+                    "hand over partition=%d to=%s done=%s waited_ms=%.1f closed_ms=%.1f",
+                    self.id,
+                    target,
+                    handed_over,
+                    (closed_s - began_s) * 1e3,
+                    (time.monotonic() - closed_s) * 1e3,
+                )
+                return handed_over
+            logger.info("not handed over, a turn takes long partition=%d to=%s", self.id, target)
+            return False
         finally:
-            self.is_handing_over = False
+            self.is_handing_over = self._is_closed = False
+
+    async def _come_to_rest(self, patience_s: float) -> bool:
+        """Admit nothing, send back what has not begun, and wait for the rest; whether that was over in time. If not, serve on."""
+        self._is_closed = True
+        busy = error_payload(HostUnavailableError(f"partition {self.id} is being handed over", retry_after_s=0.002))
+        for activation in list(self.activations.values()):
+            queue = activation.queue
+            if queue is not None and activation.running:
+                hooks = deque(turn for turn in queue if not turn.client_id)
+                for turn in [turn for turn in queue if turn.client_id]:
+                    self._runner.refuse_with(turn, busy)
+                activation.queue = hooks or None
+        if await self._until(lambda: not self._is_busy(), patience_s):
+            return True
+        self._is_closed = False
+        return False
+
+    async def _until(self, is_so: Callable[[], bool], patience_s: float) -> bool:
+        """Whether it came to be so in time."""
+        deadline_s = time.monotonic() + patience_s
+        while not is_so():
+            if time.monotonic() > deadline_s:
+                return False
+            await asyncio.sleep(0.001)
+        return True
+
+    def _has_waiting_turns(self) -> bool:
+        """Whether a turn of this partition has begun and waits, for other actors as a rule."""
+        return any(turn.activation.partition is self for turn in self._runner.suspended)
 
     def _is_busy(self) -> bool:
         """Whether anything that was admitted is not over and committed yet."""
-        if self._entries or self._in_flight or self._gated:
-            return self.serving
-        return self.serving and any(activation.running or activation.queue for activation in self.activations.values())
+        if not self.serving:
+            return False
+        if self._entries or self._in_flight or self._gated or self._has_waiting_turns():
+            return True
+        return any(activation.running or activation.queue for activation in self.activations.values())
 
     # -- the end
 

@@ -3,11 +3,62 @@
 from __future__ import annotations
 
 import gc
+import logging
+import queue
+import time
+from logging.handlers import QueueHandler, QueueListener
 from typing import Final
 
 #: Net new objects that bring about a collection of the young ones; how many of those bring about one of the middle generation; and how many
 #: of *those* one of everything.
 COLLECT_AFTER: Final = (20_000, 20, 200)
+#: Log records that wait to be written; of what does not fit the number is logged.
+LOG_QUEUE_MAX: Final = 10_000
+LOG_FLUSH_S: Final = 2.0
+
+
+class BackgroundHandler(QueueHandler):
+    """Lets `handler` write in a thread of its own.
+
+    A write to a log file waits for the file system's journal, which the syncs of the store keep busy: in the event loop that held up every
+    call of the host for up to 30 ms. `flush`, and so ``logging.shutdown``, waits until everything is written. A process that is killed
+    loses its last few records.
+    """
+
+    def __init__(self, handler: logging.Handler) -> None:
+        self._records: queue.Queue[logging.LogRecord] = queue.Queue(LOG_QUEUE_MAX)
+        super().__init__(self._records)
+        self._lost = 0
+        self._handler = handler
+        self._listener = QueueListener(self._records, handler)
+        self._listener.start()
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        if self._lost:
+            record.msg = f"{record.msg} ({self._lost} records before this one were lost, the log is too slow)"
+        try:
+            self._records.put_nowait(record)
+            self._lost = 0
+        except queue.Full:
+            self._lost += 1
+
+    def flush(self) -> None:
+        deadline_s = time.monotonic() + LOG_FLUSH_S
+        while self._records.unfinished_tasks and time.monotonic() < deadline_s:
+            time.sleep(0.001)
+        self._handler.flush()
+
+    def close(self) -> None:
+        self.flush()
+        super().close()
+
+
+def log_to(handler: logging.Handler, form: str) -> None:
+    """Everything logged in this process, by us and by actor code, goes to `handler`, in the background."""
+    handler.setFormatter(logging.Formatter(form))
+    root = logging.getLogger()
+    root.addHandler(BackgroundHandler(handler))
+    root.setLevel(logging.INFO)
 
 
 def calm_garbage_collector() -> None:

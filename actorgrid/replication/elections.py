@@ -177,8 +177,9 @@ class Elections(Office):
         if self._campaign is not Campaign.REAL:
             return
         self._votes[self.me] = None
-        self._request_votes(self.epoch, pre=False, release=release)
-        self._count_votes(now_ns)
+        self._count_votes(now_ns)  # a primary that hands over has voted already
+        if self._campaign is Campaign.REAL:
+            self._request_votes(self.epoch, pre=False, release=release)
 
     def _on_vote(self, vote: Vote, host: str, now_ns: int) -> None:
         if not vote.granted:

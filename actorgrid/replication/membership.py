@@ -9,9 +9,9 @@ from collections import deque
 from typing import Final
 
 from actorgrid.replication.configuration import Configuration, Member
-from actorgrid.replication.events import AppendConfiguration, ConfigurationRefused, StartCopy, StepDown, SwapAbandoned
+from actorgrid.replication.events import AppendConfiguration, ConfigurationRefused, Send, StartCopy, StepDown, SwapAbandoned
 from actorgrid.replication.feeding import Feeding
-from actorgrid.replication.messages import CampaignNow, Release
+from actorgrid.replication.messages import CampaignNow, Release, Vote
 from actorgrid.replication.progress import Pace, Progress
 from actorgrid.replication.standing import Campaign, Role
 
@@ -107,10 +107,19 @@ class Membership(Feeding):
             self._release(target, now_ns)
 
     def _release(self, target: Member, now_ns: int) -> None:
-        """Stop serving, then say so: whoever is fortified by this primary is free to vote for `target`."""
-        release = Release(self.me.host, self._liveness.incarnation, self.epoch)
+        """Stop serving, then say so: whoever is fortified by this primary is free to vote for `target`.
+
+        This replica votes for it unasked: it knows that `target` has everything, and that nobody else can have asked before. So the first
+        vote is made durable while `target` does the same with its own, and nobody has to be asked.
+        """
+        epoch = self.epoch
+        release = Release(self.me.host, self._liveness.incarnation, epoch)
         self._stop_before_release(target, now_ns)
-        self._send(target, CampaignNow(self.partition, target.incarnation, self.me.incarnation, self.epoch, release))
+        self._send(target, CampaignNow(self.partition, target.incarnation, self.me.incarnation, epoch, release))
+        if self.role is Role.ACTIVE_SECONDARY:
+            self._adopt(epoch + 1, str(target), f"{target} follows", now_ns)
+            vote = Vote(self.partition, target.incarnation, self.me.incarnation, epoch + 1, pre=False, granted=True)
+            self._after_writes(Send(target.host, vote))
 
     def _stop_before_release(self, target: Member, now_ns: int) -> None:
         self._leave_office(f"handed over to {target}", target.host, now_ns)

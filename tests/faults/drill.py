@@ -473,7 +473,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
     parser.add_argument("--partitions", type=int, default=64)
     parser.add_argument("--callers", type=int, default=1024, help="in all four client processes")
-    parser.add_argument("--think", type=float, default=0.25, help="mean pause of a caller, seconds")
+    parser.add_argument("--think", type=float, default=0.5, help="mean pause of a caller, seconds")
     parser.add_argument("--short", action="store_true", help="the first four steps")
     parser.add_argument("--random-minutes", type=float, default=0.0, help="random operations for so long, instead of the steps")
     parser.add_argument("--plot", type=Path, default=None, help="PNG")

@@ -1,57 +1,50 @@
-"""What a host's process sets up for itself, and what that rests on."""
+"""The log of a host: written in the background, whole at the end, and never in the way."""
 
 from __future__ import annotations
 
-import gc
-import subprocess
-import sys
-from collections import Counter
-from pathlib import Path
+import logging
+import threading
 
-from host_actors import Box
-from host_harness import one_grid, run, until
-
-from actorgrid.settings import HostSettings
-
-SHOW_THRESHOLD = """
-import gc
-from actorgrid.host.process import calm_garbage_collector
-calm_garbage_collector()
-print(*gc.get_threshold(), gc.get_freeze_count())
-"""
+from actorgrid.host.process import LOG_QUEUE_MAX, BackgroundHandler
 
 
-def test_calls_and_activations_that_leave_make_no_cycles(tmp_path: Path) -> None:
-    """A host's collector runs seldom, because what a call or an activation leaves behind needs none."""
+class Slow(logging.Handler):
+    """Writes nothing until it may."""
 
-    async def main() -> None:
-        async with one_grid(tmp_path, settings=HostSettings(activation_idle_s=0.2)) as (hosts, client):
-            residents = hosts[0].residents
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = threading.Event()
+        self.lines: list[str] = []
 
-            async def calls() -> None:
-                for number in range(100):
-                    await client.get(Box, f"a{number}").add(1)
-                    await client.get(Box, f"a{number}").look()
-
-            await calls()
-            gc.collect()
-            gc.disable()
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            try:
-                dropped = residents.dropped_total
-                await calls()
-                await until(lambda: residents.count == 0 and residents.dropped_total >= dropped + 100)
-                gc.collect()
-                assert not Counter(type(found).__name__ for found in gc.garbage)
-            finally:
-                gc.set_debug(0)
-                gc.garbage.clear()
-                gc.enable()
-
-    run(main)
+    def emit(self, record: logging.LogRecord) -> None:
+        assert self.may.wait(10)
+        self.lines.append(self.format(record))
 
 
-def test_the_collector_of_a_hosts_process_runs_seldom() -> None:
-    shown = subprocess.run([sys.executable, "-c", SHOW_THRESHOLD], capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    assert shown[:3] == ["20000", "20", "200"]
-    assert int(shown[3]) > 1000
+def record_of(number: int) -> logging.LogRecord:
+    return logging.LogRecord("a", logging.INFO, __file__, 1, "number %d", (number,), None)
+
+
+def test_who_logs_does_not_wait_and_the_end_does():
+    slow = Slow()
+    handler = BackgroundHandler(slow)
+    for number in range(100):
+        handler.handle(record_of(number))
+    assert slow.lines == []
+    slow.may.set()
+    handler.close()
+    assert slow.lines == [f"number {number}" for number in range(100)]
+
+
+def test_what_does_not_fit_is_told_of():
+    slow = Slow()
+    handler = BackgroundHandler(slow)
+    for number in range(LOG_QUEUE_MAX + 101):  # one of them may be with the writer
+        handler.handle(record_of(number))
+    slow.may.set()
+    handler.flush()
+    handler.handle(record_of(0))
+    handler.close()
+    lost = LOG_QUEUE_MAX + 101 - (len(slow.lines) - 1)
+    assert 100 <= lost <= 101
+    assert f"({lost} records before this one were lost" in slow.lines[-1]

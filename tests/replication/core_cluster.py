@@ -142,6 +142,7 @@ class Cluster:
         self.now_ns = 1_000 * MS
         self.in_flight: dict[int, Envelope] = {}
         self.cuts: set[tuple[str, str]] = set()
+        self.lossy: set[tuple[str, str]] = set()  #: who has lost a message to whom
         self.copies: dict[int, CopyJob] = {}
         self.faults: Counter[str] = Counter()
         self.latency_ns: Callable[[], int] = lambda: int(self.rng.uniform(0.1, 3) * MS)
@@ -332,7 +333,16 @@ class Cluster:
 
     def drop(self, number: int) -> None:
         self.faults["lost messages"] += 1
-        del self.in_flight[number]
+        envelope = self.in_flight.pop(number)
+        self.lossy.add((envelope.source, envelope.target))
+
+    def reconnect_lossy(self) -> None:
+        """Messages are lost with their connection only, so by now those who lost any are connected anew."""
+        for one, other in sorted(self.lossy):
+            if other in self.hosts[one].connected:
+                self.disconnect(one, other)
+        self.lossy.clear()
+        self.connect_all()
 
     def deliver(self, number: int) -> None:
         """The message arrives, if its way is open; on a cut link it waits for the heal, or for ever."""

@@ -59,6 +59,7 @@ class Judge:
         self._cluster = cluster
         self.partitions = {partition: PartitionRecord() for partition in cluster.partitions}
         self.counts: Counter[str] = Counter()
+        self._is_in_office = False  # the replica whose effects are being done
 
     def violated(self, invariant: str, what: str) -> InvariantViolation:
         return InvariantViolation(invariant, what, self._cluster.tail())
@@ -74,6 +75,7 @@ class Judge:
 
     def sees_step(self, host: Host, replica: Replica, before: Before, effects: list[ev.Effect]) -> None:
         """The replica has moved; its effects were not done yet."""
+        self._is_in_office = before.role is Role.PRIMARY
         self.require(replica.epoch >= before.epoch, "I1", f"{replica.me} went from epoch {before.epoch} back to {replica.epoch}")
         if before.role is Role.PRIMARY and (replica.role is not Role.PRIMARY or replica.epoch != before.epoch):
             self._sees_step_down(replica, before, effects)
@@ -98,6 +100,8 @@ class Judge:
             case ev.SendAppend(epoch=epoch) | ev.SendFromLog(epoch=epoch):
                 self._is_durable(host, replica, epoch, effect)
                 self.require(self._record(replica).primaries.get(epoch) == replica.me, "I1", f"{replica.me} appends in epoch {epoch}")
+            case ev.StepDown():
+                self._is_in_office = False  # what this step still does is done in another epoch, if it has gone to one
             case ev.Commit(lsn):
                 self._sees_commit(host, replica, before, lsn)
             case ev.TruncateLog(from_lsn):
@@ -197,9 +201,9 @@ class Judge:
         record = self._record(replica)
         view = host.disk.view[replica.partition, replica.me.incarnation]
         self.require(before.committed_lsn < lsn <= view.last_lsn, "I3", f"{replica.me} commits {lsn}, it has {view.last_lsn}")
-        is_primary = before.role is Role.PRIMARY
+        is_primary, epoch = before.role is Role.PRIMARY, before.epoch if self._is_in_office else replica.epoch
         if is_primary:
-            self._has_quorum(replica, view, lsn)
+            self._has_quorum(replica, epoch, view, lsn)
         for each in range(before.committed_lsn + 1, lsn + 1):
             entry = view.entry_at(each)
             if each <= len(record.committed):
@@ -208,16 +212,16 @@ class Judge:
             else:
                 self.require(is_primary, "I2", f"{replica.me} commits {each}, which no primary has committed")
                 record.committed.append(entry)
-                record.committed_in.append(replica.epoch)
+                record.committed_in.append(epoch)
                 record.digests.append(next_digest(record.digests[-1], *entry))
                 found = view.record_at(each)
                 if found.configuration is not None:
                     record.configurations[each] = found.configuration
         self.counts["commits"] += 1
 
-    def _has_quorum(self, replica: Replica, view: ReplicaDisk, lsn: int) -> None:
+    def _has_quorum(self, replica: Replica, office: int, view: ReplicaDisk, lsn: int) -> None:
         epoch = view.epoch_at(lsn)
-        self.require(epoch == replica.epoch, "I4", f"{replica.me} in epoch {replica.epoch} commits {lsn}, an entry of epoch {epoch}")
+        self.require(epoch == office, "I4", f"{replica.me} in epoch {office} commits {lsn}, an entry of epoch {epoch}")
         configuration = replica.configuration
         having = [member for member in configuration.voters if self._has_durably(replica.partition, member, lsn, epoch)]
         self.require(

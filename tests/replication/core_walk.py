@@ -148,6 +148,7 @@ class Aftermath:
         for name, host in cluster.hosts.items():
             if not host.is_alive:
                 cluster.start(name)
+        cluster.reconnect_lossy()
 
     def settle(self) -> None:
         cluster = self.cluster
