@@ -7,7 +7,7 @@ nothing and needs only the bare package.
 from __future__ import annotations
 
 from actorgrid.actor.collections import List, Map
-from actorgrid.actor.context import current, offload
+from actorgrid.actor.context import current, offload, report_load
 from actorgrid.actor.definition import actor, blocking, read, reentrant
 from actorgrid.client.client import Client
 from actorgrid.client.sync import SyncClient
@@ -27,6 +27,7 @@ __all__ = [
     "offload",
     "read",
     "reentrant",
+    "report_load",
 ]
 
 

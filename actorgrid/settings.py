@@ -129,4 +129,8 @@ class HostSettings(Checked):
     copy_bytes_per_s: int = setting(
         32 * MIB, low=64 * 1024, high=65_536 * MIB, why="of copies of partitions to other hosts, together; a quarter of a gigabit link"
     )
+    http_port_offset: int = setting(0, low=0, high=50_000, why="HTTP for operators listens on the host's port plus this; 0: nowhere")
+    stop_grace_s: float = setting(
+        10.0, low=0.0, high=86_400, why="what a host waits on SIGTERM until no partition needs it; below what its supervisor gives it"
+    )
     placement_quiet_s: float = setting(10.0, low=0.0, high=86_400, why="after a host came or went nothing is moved for balance's sake")

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from placement.candidates import why_not, zones_of
+from placement.candidates import satisfies, why_not, zones_of
 from placement.ledger import Ledger
 from placement.observation import PartitionView
 from placement.plan import Build, Command, Swap
@@ -43,7 +43,13 @@ class Balance:
         for partition in settled:
             for replica in partition.replicas:
                 self._on_host[index[replica.host]].append(partition)
-        self._numbers = [number for number, stays in enumerate(ledger.stays) if stays]
+        # Hosts that no constraint lets have anything are not among those to be made even: they would seem to be the emptiest for ever.
+        constraints = {tuple(partition.constraint.items()) for partition in settled}
+        self._numbers = [
+            number
+            for number, stays in enumerate(ledger.stays)
+            if stays and (ledger.replicas[number] or any(satisfies(ledger.nodes[number], constraint) for constraint in constraints))
+        ]
 
     def run(self, *, may_build: bool) -> None:
         """Zones and counts of replicas first; load only once those are even; primaries, which cost little, at any time.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from placement.ledger import Ledger
-from placement.observation import Intent, PartitionView
+from placement.observation import Intent, NodeView, PartitionView
 
 
 def why_not(ledger: Ledger, partition: PartitionView, number: int) -> str:
@@ -27,6 +27,11 @@ def why_not(ledger: Ledger, partition: PartitionView, number: int) -> str:
     if ledger.replicas[number] >= host.replicas_max:
         return f"has its {host.replicas_max} replicas"
     return ""
+
+
+def satisfies(node: NodeView, constraint: Iterable[tuple[str, str]]) -> bool:
+    """Whether the node has all the labels that a partition asks for."""
+    return all(node.labels.get(label) == value for label, value in constraint)
 
 
 def best_target(ledger: Ledger, partition: PartitionView, leaving: str) -> int | None:

@@ -34,5 +34,5 @@ class Limits(Struct, frozen=True):
     bytes_floor: float = 64.0 * (1 << 20)
     calls_floor_per_s: float = 1000.0
     copy_bytes_per_s: float = 32.0 * (1 << 20)
-    build_overhead_s: float = 0.5
+    build_overhead_s: float = 0.2
     swap_s: float = 0.1

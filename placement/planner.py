@@ -77,6 +77,9 @@ def explain(observation: Observation, partition_id: int, limits: Limits | None =
         raise KeyError(partition_id)
     plan, ledger = _tick(observation, limits or Limits())
     lines = [f"partition {partition.id}: epoch {partition.epoch}, configuration {partition.version}, primary {partition.primary or 'none'}"]
+    if partition.constraint:
+        wanted = ", ".join(f"{label}={value}" for label, value in sorted(partition.constraint.items()))
+        lines.append(f"  only on nodes with {wanted}")
     for replica in partition.replicas:
         role = "primary" if replica.host == partition.primary else "voter" if replica.is_voter else "being built"
         state = "lost" if replica.is_lost else "in sync" if replica.is_in_sync else "behind or not connected"

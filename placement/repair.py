@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from placement.candidates import best_target, reasons, zones_of
+from placement.candidates import best_target, reasons, satisfies, zones_of
 from placement.ledger import Ledger
 from placement.observation import PartitionView, ReplicaView
 from placement.plan import Build, Command, Refusal, Remove, Rule, Swap
@@ -78,7 +78,7 @@ def _misplaced(ledger: Ledger, partition: PartitionView) -> ReplicaView | None:
         if node.name in nodes and replica.is_voter:
             return replica
         nodes.add(node.name)
-        if replica.is_voter and any(node.labels.get(label) != value for label, value in partition.constraint.items()):
+        if replica.is_voter and not satisfies(node, partition.constraint.items()):
             return replica
     return None
 
@@ -244,6 +244,9 @@ def _replacements(ledger: Ledger, partition: PartitionView, voters: list[Replica
         intent = ledger.intent_of(replica.host).name.lower()
         yield _build(ledger, partition, f"the node of {replica.host} has the intent {intent}", replica.host)
     if misplaced is not None:
+        # Two on one node are a danger, one on the wrong node is what somebody wants otherwise.
+        if ledger.observation.frozen_why and not satisfies(ledger.node_of(misplaced.host), partition.constraint.items()):
+            yield _frozen(ledger, partition)
         yield _build(ledger, partition, f"its replica on {misplaced.host} is where none of it may be", misplaced.host)
 
 

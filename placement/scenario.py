@@ -6,18 +6,20 @@
     partitions 64 [bytes 1000000] [calls 10]
     tick 20                            so many looks of placement
     settle within 300                  ticks until nothing is to be done, at most so many
-    add host-7 [zone zone-1] [weight 2] [node NODE] [max 100]
+    add host-7 [zone zone-1] [weight 2] [node NODE] [max 100] [label disk=ssd]
+    constrain disk=ssd [partition 3]   replicas may be on nodes with this label alone; ``nothing`` takes it back
     stop host-2 / start host-2         the process, not its data
     intent host-1 remove_node          of its node; `none` takes it back
     forget host-1                      an empty host leaves the list
     freeze REASON / unfreeze
-    hot 3 calls 5000                   partition 3 does so many calls/s from now on; `bytes` likewise
+    hot 3 calls 5000                   partition 3 does so many calls/s from now on; `bytes` and `load` likewise
     mark                               count commands from here on
     expect moves <= 48                 builds since the mark; also `swaps`, `removes`, `commands`
     expect spread replicas <= 1        most less least of any host; also `primaries`
     expect replicas host-1 == 0        also `primaries host-1`
     expect drain host-1 done           or `pending RULE`, or `waiting`: not done
     expect rule 3 no_candidate         why nothing is done about partition 3
+    expect constraints                 every replica is where its partition's constraint lets it be
     expect zones                       no zone has two replicas of a partition
     expect whole                       every partition has all its voters and a primary
 
@@ -31,6 +33,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from placement.candidates import satisfies
 from placement.limits import Limits
 from placement.observation import Intent
 from placement.simulation import Rng, Simulation
@@ -86,14 +89,19 @@ class Scenario:
             case ["settle", "within", count]:
                 self._settle(int(count))
             case ["add", name, *rest]:
-                options = _options(rest, "zone", "weight", "node", "max")
+                options = _options(rest, "zone", "weight", "node", "max", "label")
                 simulation.add_host(
                     name,
                     node=options.get("node", ""),
                     zone=options.get("zone", ""),
                     weight=float(options.get("weight", "1")),
+                    labels=_labels(options.get("label", "nothing")),
                     replicas_max=int(options.get("max", str(1 << 30))),
                 )
+            case ["constrain", label, *rest]:
+                only = _options(rest, "partition").get("partition")
+                for partition in simulation.partitions if only is None else [simulation.partitions[int(only)]]:
+                    partition.constraint = _labels(label)
             case ["stop", name]:
                 simulation.stop_host(name)
             case ["start", name]:
@@ -108,7 +116,8 @@ class Scenario:
                 simulation.frozen_why = ""
             case ["hot", number, *rest]:
                 partition = simulation.partitions[int(number)]
-                options = _options(rest, "bytes", "calls")
+                options = _options(rest, "bytes", "calls", "load")
+                partition.load = float(options.get("load", str(partition.load)))
                 partition.calls_per_s = float(options.get("calls", str(partition.calls_per_s)))
                 partition.bytes = int(options.get("bytes", str(partition.bytes)))
             case ["mark"]:
@@ -165,6 +174,8 @@ class Scenario:
                     raise ScenarioError(f"it is {refusal}")
             case ["zones"]:
                 self._expect_zones()
+            case ["constraints"]:
+                self._expect_constraints()
             case ["whole"]:
                 if not simulation.is_whole:
                     raise ScenarioError(self._state())
@@ -186,6 +197,13 @@ class Scenario:
         if not is_so:
             raise ScenarioError(f"done {drain.is_done}, pending {', '.join(sorted(rules)) or 'nothing'}, {drain.replicas_left} left")
 
+    def _expect_constraints(self) -> None:
+        nodes = {name: self.simulation.nodes[host.node] for name, host in self.simulation.hosts.items()}
+        for partition in self.simulation.partitions:
+            for name in partition.voters:
+                if not satisfies(nodes[name], partition.constraint.items()):
+                    raise ScenarioError(f"partition {partition.id} is on {name}")
+
     def _expect_zones(self) -> None:
         zone_of = {name: self.simulation.nodes[host.node].zone for name, host in self.simulation.hosts.items()}
         for partition in self.simulation.partitions:
@@ -197,6 +215,10 @@ def _options(words: list[str], *known: str) -> dict[str, str]:
     if len(words) % 2 or set(words[::2]) - set(known):
         raise ScenarioError(f"expected {', '.join(known)}, each with a value")
     return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _labels(word: str) -> dict[str, str]:
+    return dict([word.split("=")]) if word != "nothing" else {}
 
 
 def _compare(value: float, sign: str, bound: str) -> None:

@@ -52,6 +52,7 @@ class SimulatedPartition:
         self.leaving = ""
         self.bytes = size
         self.calls_per_s = calls_per_s
+        self.load = 0.0
         self.constraint = constraint
 
 
@@ -149,6 +150,7 @@ class Simulation:
                 leaving=partition.leaving,
                 bytes=partition.bytes,
                 calls_per_s=partition.calls_per_s,
+                load=partition.load,
                 constraint=partition.constraint,
             )
             for partition in self.partitions
@@ -221,6 +223,8 @@ class Simulation:
         target = self.hosts[command.host]
         _require(target.node not in nodes, f"{command}: its node has a replica")
         _require(target.is_up and self.nodes[target.node].intent == Intent.NONE, f"{command}: the host takes none")
+        labels = self.nodes[target.node].labels
+        _require(partition.constraint.items() <= labels.items(), f"{command}: its node has not all of {dict(partition.constraint)}")
         _require(not partition.building, f"{command}: another one is being built")
         _require(len(partition.voters) <= self._replica_set_size, f"{command}: the set is too large already")
 

@@ -60,6 +60,10 @@ class TurnContext(abc.ABC):
     async def offload(self, function: Callable[..., R], *args: Any, cpus: float = 1.0, memory_bytes: int | None = None) -> R:
         """See `offload`."""
 
+    @abc.abstractmethod
+    def report_load(self, load: float) -> None:
+        """See `report_load`."""
+
 
 def current() -> TurnContext:
     """The running turn.
@@ -68,7 +72,7 @@ def current() -> TurnContext:
     """
     turn = current_turn.get()
     if turn is None:
-        raise RequestError("grid.current() and grid.offload() work only inside a turn of an actor")
+        raise RequestError("grid.current(), grid.offload() and grid.report_load() work only inside a turn of an actor")
     return turn
 
 
@@ -84,3 +88,17 @@ async def offload(function: Callable[..., R], *args: Any, cpus: float = 1.0, mem
     :raises ActorError: the function raised; type, text and traceback are carried along
     """
     return await current().offload(function, *args, cpus=cpus, memory_bytes=memory_bytes)
+
+
+def report_load(load: float) -> None:
+    """Say how much load this actor is, in a unit of the application's own: frames a second, open games, whatever wears its host.
+
+    It counts until the actor says otherwise or leaves memory; it is no state, and a turn that fails does not take it back. The load of a
+    partition is the sum over its actors, as a mean over about a minute, and placement evens it out over the hosts (docs/placement.md).
+    Costs about a microsecond.
+
+    :param load: 0 or more; above 10^15 it counts as that much
+    :raises InvalidArgumentError: it is no number, negative or not finite
+    :raises RequestError: called outside a turn
+    """
+    current().report_load(load)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from actorgrid import __version__
-from actorgrid.cli import call, init, local_grid, node, placement, status
+from actorgrid.cli import call, constraints, init, local_grid, node, placement, recovery, status
 
 app = typer.Typer(
     help="Partitioned, replicated, stateful actors for Python.",
@@ -47,4 +47,6 @@ app.command("explain")(placement.explain_command)
 app.command("moves")(placement.moves_command)
 app.command("freeze")(placement.freeze_command)
 app.command("unfreeze")(placement.unfreeze_command)
+app.command("constrain")(constraints.constrain_command)
+app.command("recover")(recovery.recover_command)
 app.add_typer(node.app, name="node")

@@ -41,16 +41,31 @@ NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="As `actorgrid
 
 def nodes_command(address: common.AddressOption = None, data: common.DataOption = common.DATA_DEFAULT, as_json: JsonOption = False) -> None:
     """Show the nodes: what they hold, and what is wanted of them."""
-    answer = _ask(address, data, "nodes")
+    answer = ask_or_fail(address, data, "nodes")
     if as_json:
-        _write_json(answer)
+        write_json(answer)
         return
-    console = _console()
+    console = new_console()
     frozen = f", moves are frozen: {answer['frozen_why']}" if answer["frozen_why"] else ""
     balance = "balanced" if answer["is_balanced"] else "not balanced yet"
     console.print(f"placement manager on {answer['manager']}, {balance}{frozen}", highlight=False)
-    columns = ["name", "zone", "state", "intent", "drain", "replicas", "primaries", "hosts"]
-    console.print(_table(columns, [{**row, "hosts": ", ".join(row["hosts"])} for row in answer["nodes"]]))
+    if answer["constraint"] or answer["constraints"]:
+        for line in say_constraints(answer):
+            console.print(line, highlight=False, markup=False)
+    columns = ["name", "zone", "labels", "state", "intent", "drain", "replicas", "max", "primaries", "weight", "load", "hosts"]
+    console.print(table_of(columns, [{**row, **_shown(row)} for row in answer["nodes"]]))
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    """The cells of a node that are not plain values; of several hosts, each has its own."""
+    capacity = row["capacity"]
+    return {
+        "labels": say_labels(row["labels"]),
+        "hosts": ", ".join(row["hosts"]),
+        "weight": ", ".join(f"{capacity[name]['weight']:g}" for name in row["hosts"]),
+        "max": ", ".join("-" if (most := capacity[name]["replicas_max"]) is None else str(most) for name in row["hosts"]),
+        "load": f"{row['load']:g}",
+    }
 
 
 def drain_command(
@@ -72,9 +87,9 @@ def drain_command(
     deadline_s = _seconds(deadline) if deadline is not None else None
     if deadline_s is not None:
         arguments["deadline_s"] = deadline_s
-    row = _ask(address, data, "drain", arguments)
+    row = ask_or_fail(address, data, "drain", arguments)
     if estimate or not wait:
-        _write_json(row) if as_json else _show_drain(row)
+        write_json(row) if as_json else _show_drain(row)
         return
     _follow(row, address, data, deadline_s, as_json=as_json)
 
@@ -91,7 +106,7 @@ def _follow(row: dict[str, Any], address: str | None, data: Path, deadline_s: fl
             left = row["replicas_left"] + row["primaries_left"]
             progress.update(bar, completed=total - left, note=_note(row))
             if as_json:
-                _write_json(row)
+                write_json(row)
             # Blocked for a moment is every drain whose node was the last to hear of something; blocked for good says so again and again.
             blocked_looks = blocked_looks + 1 if row["state"] == "blocked" else 0
             if blocked_looks > BLOCKED_S / LOOK_S and ends_at is None:
@@ -101,21 +116,21 @@ def _follow(row: dict[str, Any], address: str | None, data: Path, deadline_s: fl
             if ends_at is not None and time.monotonic() > ends_at:
                 common.fail(f"the deadline has passed, the drain of {row['node']} goes on: {_note(row)}", common.EXIT_DEADLINE)
             time.sleep(LOOK_S)
-            row = _ask(address, data, "drain_status", {"node": row["node"]})
+            row = ask_or_fail(address, data, "drain_status", {"node": row["node"]})
             if row["state"] == "forgotten":
                 break
             if row["state"] == "none":
                 common.fail(f"somebody has taken the intent of {row['node']} back", common.EXIT_FAILED)
         progress.update(bar, completed=total, note="done")
-    _write_json(row) if as_json else _show_drain(row)
+    write_json(row) if as_json else _show_drain(row)
 
 
 def undrain_command(
     node: NodeArgument, address: common.AddressOption = None, data: common.DataOption = common.DATA_DEFAULT, as_json: JsonOption = False
 ) -> None:
     """Take back what is wanted of a node; balance gives it its share again."""
-    answer = _ask(address, data, "undrain", {"node": node})
-    _write_json(answer) if as_json else common.write_line(f"nothing is wanted of {node}")
+    answer = ask_or_fail(address, data, "undrain", {"node": node})
+    write_json(answer) if as_json else common.write_line(f"nothing is wanted of {node}")
 
 
 def rebalance_command(
@@ -125,13 +140,13 @@ def rebalance_command(
     as_json: JsonOption = False,
 ) -> None:
     """Balance now, without the quiet period that follows a host's coming or going."""
-    answer = _ask(address, data, "rebalance", {"dry_run": dry_run})
+    answer = ask_or_fail(address, data, "rebalance", {"dry_run": dry_run})
     if as_json:
-        _write_json(answer)
+        write_json(answer)
     elif not answer["next"]:
         common.write_line("balanced: nothing is to be moved" if answer["is_balanced"] else "nothing can be moved now")
     else:
-        _console().print(_table(["partition", "what", "host", "why"], answer["next"]))
+        new_console().print(table_of(["partition", "what", "host", "why"], answer["next"]))
 
 
 def explain_command(
@@ -141,9 +156,9 @@ def explain_command(
     as_json: JsonOption = False,
 ) -> None:
     """Say how a partition stands, what placement does or does not do about it, and why."""
-    answer = _ask(address, data, "explain", {"partition": partition})
+    answer = ask_or_fail(address, data, "explain", {"partition": partition})
     if as_json:
-        _write_json(answer)
+        write_json(answer)
         return
     for line in answer["lines"]:
         common.write_line(line)
@@ -158,15 +173,15 @@ def moves_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show what the placement manager has ordered since it took office."""
-    console = _console()
+    console = new_console()
     seen = 0
     with common.errors_told():
         while True:
-            moves = _ask(address, data, "moves", {"since": seen})["moves"]
+            moves = ask_or_fail(address, data, "moves", {"since": seen})["moves"]
             over = [move for move in moves if move["outcome"] or not watch]
             for move in over:
                 if as_json:
-                    _write_json(move)
+                    write_json(move)
                 else:
                     outcome = move["outcome"] or "under way"
                     line = (
@@ -185,20 +200,20 @@ def freeze_command(
     data: common.DataOption = common.DATA_DEFAULT,
 ) -> None:
     """Stop all moves but repairs: drains and balance wait until `unfreeze`."""
-    _ask(address, data, "freeze", {"reason": reason})
+    ask_or_fail(address, data, "freeze", {"reason": reason})
     common.write_line(f"moves are frozen: {reason}")
 
 
 def unfreeze_command(address: common.AddressOption = None, data: common.DataOption = common.DATA_DEFAULT) -> None:
     """Let moves go on."""
-    _ask(address, data, "unfreeze")
+    ask_or_fail(address, data, "unfreeze")
     common.write_line("moves go on")
 
 
 # -- asking
 
 
-def _ask(address: str | None, data: Path, verb: str, arguments: dict[str, Any] | None = None) -> Any:
+def ask_or_fail(address: str | None, data: Path, verb: str, arguments: dict[str, Any] | None = None) -> Any:
     """As `ask`; errors end the command."""
     with common.errors_told():
         return ask(address, data, verb, arguments)
@@ -244,8 +259,23 @@ def _seconds(text: str) -> float:
 # -- showing
 
 
+def say_labels(labels: dict[str, str]) -> str:
+    """``disk=ssd, gpu=no``."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
+
+
+def say_constraints(answer: dict[str, Any]) -> list[str]:
+    """The constraints in an answer of the placement manager, a line for each set of labels."""
+    wanted = say_labels(answer["constraint"])
+    lines = [f"replicas only on nodes with {wanted}" if wanted else "replicas on any node"]
+    grouped: dict[str, list[int]] = {}
+    for own in answer["constraints"]:
+        grouped.setdefault(say_labels(own["labels"]), []).append(own["partition"])
+    return lines + [f"  of partition {_numbers(numbers)}: {labels} instead" for labels, numbers in grouped.items()]
+
+
 def _show_drain(row: dict[str, Any]) -> None:
-    console = _console()
+    console = new_console()
     console.print(f"{row['node']}: {row['intent']}, {row['state']}{', ' + _note(row) if row['state'] != 'done' else ''}", highlight=False)
     grouped: dict[tuple[str, str, str], list[int]] = {}
     for each in row["pending"]:
@@ -255,7 +285,7 @@ def _show_drain(row: dict[str, Any]) -> None:
             {"partitions": _numbers(numbers), "rule": rule, "why": why, "what would help": help_}
             for (rule, why, help_), numbers in grouped.items()
         ]
-        console.print(_table(["partitions", "rule", "why", "what would help"], rows))
+        console.print(table_of(["partitions", "rule", "why", "what would help"], rows))
 
 
 def _numbers(numbers: list[int]) -> str:
@@ -274,16 +304,19 @@ def _when(move: dict[str, Any]) -> str:
     return datetime.datetime.fromtimestamp(move["at_ms"] / 1000).astimezone().isoformat(sep=" ", timespec="milliseconds")
 
 
-def _write_json(row: Any) -> None:
+def write_json(row: Any) -> None:
+    """One line of JSON."""
     common.write_line(msgspec.json.encode(row).decode())
 
 
-def _console() -> Console:
+def new_console() -> Console:
+    """Where tables go: as wide as the terminal, and wide if there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH_WITHOUT_TERMINAL)
 
 
-def _table(columns: list[str], rows: list[dict[str, Any]]) -> Table:
+def table_of(columns: list[str], rows: list[dict[str, Any]]) -> Table:
+    """A plain table; ``-`` where a row has nothing."""
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(Text("-" if row.get(column) in (None, "") else str(row[column])) for column in columns))

@@ -37,6 +37,7 @@ from actorgrid.errors import ActorError, ActorGridError, InvalidArgumentError, S
 from actorgrid.host.host import Host, HostConfig
 from actorgrid.host.offload import run_offloaded
 from actorgrid.host.process import calm_garbage_collector, log_to
+from actorgrid.host.reports import REPLICAS_UNLIMITED
 from actorgrid.ids import HostName
 from actorgrid.settings import HostSettings
 from actorgrid.wire.messages import HostInfo
@@ -73,6 +74,9 @@ class HostOrder(msgspec.Struct, frozen=True, kw_only=True):
     app: tuple[str, ...]
     app_path: tuple[str, ...]
     settings: dict[str, float | int]
+    labels: dict[str, str] = {}
+    weight: float = 1.0
+    replicas_max: int = REPLICAS_UNLIMITED
 
     def config(self) -> HostConfig:
         """The same for `Host`."""
@@ -90,6 +94,9 @@ class HostOrder(msgspec.Struct, frozen=True, kw_only=True):
             app=self.app,
             app_path=self.app_path,
             settings=HostSettings(**self.settings),  # type: ignore[arg-type]  # HostSettings checks each value itself
+            labels=self.labels,
+            weight=self.weight,
+            replicas_max=self.replicas_max,
         )
 
 
@@ -113,6 +120,12 @@ def order_of(grid: grid_file.GridFile, host: grid_file.HostEntry, data: Path, se
     )
 
 
+def is_same_order(one: bytes, other: bytes) -> bool:
+    """Whether a host with the one order need not be started anew to have the other; which hosts there are it hears from the others."""
+    first, second = (msgspec.structs.replace(msgspec.json.decode(each, type=HostOrder), hosts=()) for each in (one, other))
+    return first == second
+
+
 class HostActor:
     """What Ray runs; see the module's text. Every method answers with plain data."""
 
@@ -130,6 +143,11 @@ class HostActor:
     async def wait_started(self) -> list[Any] | None:
         """None once the host serves; ``[error class, message, details]`` if it does not."""
         return await asyncio.wrap_future(self._started)
+
+    async def describe(self) -> list[Any]:
+        """The Ray node it runs on, the order it got, and whether it was stopped; for a keeper that finds the process."""
+        _worker_id, node_id, _address = ray_api.own_worker()
+        return [node_id, msgspec.json.encode(self._order), self._stop is not None and self._stop.is_set()]
 
     async def ping(self) -> int:
         """The process id: it runs, whatever its host's loop does."""

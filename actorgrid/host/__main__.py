@@ -1,7 +1,8 @@
 """``python -m actorgrid.host CONFIG.json``: one host as a plain process, without Ray.
 
 For tests, benchmarks, and supervisors of one's own. The configuration is `HostConfig` as JSON. Prints ``serving ADDRESS:PORT`` when it
-serves; stops gracefully on SIGTERM and SIGINT; exits with 1 when its store fails, 2 when it was told something wrong.
+serves. SIGTERM: it leaves as for a restart, waits until no partition needs it, at most ``stop_grace_s``, and stops; a second SIGTERM, or
+SIGINT, lets it stop at once, handing over what it can. Exits with 1 when its store fails, 2 when it was told something wrong.
 """
 
 from __future__ import annotations
@@ -38,14 +39,21 @@ async def _serve(config: HostConfig) -> int:
         return 1
     calm_garbage_collector()
     print(f"serving {config.address}:{host.port}", flush=True)  # noqa: T201
-    stop = asyncio.Event()
+    leave, stop = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, lambda: (stop if leave.is_set() else leave).set())
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+
+    async def end() -> None:
+        await leave.wait()
+        await host.leave()
+
     failure = loop.create_task(host.run_until_failed())
-    stopping = loop.create_task(stop.wait())
-    await asyncio.wait([failure, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
+    ways = [loop.create_task(end()), loop.create_task(stop.wait())]
+    await asyncio.wait([failure, *ways], return_when=asyncio.FIRST_COMPLETED)
+    for way in ways:
+        way.cancel()
+    await asyncio.wait(ways)
     if failure.done():
         print(f"out of duty: {failure.result()}", file=sys.stderr)  # noqa: T201
         await host.stop()

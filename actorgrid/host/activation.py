@@ -24,6 +24,7 @@ class Activation:
     :ivar running: the turns under way: usually none or one; more when a reentrant call came back to the waiting one (innermost last)
     :ivar queue: turns that wait, oldest first; None while it is empty, since most actors never have one
     :ivar last_lsn: the actor's last log entry; what it says may be told to others once that is committed
+    :ivar load_parts: see `actorgrid.host.load`
     :ivar ready: ``on_activate`` has run, or there is none
     :ivar dead: thrown away; whatever a turn of it still does counts for nothing
     """
@@ -36,6 +37,7 @@ class Activation:
         "hash64",
         "last_lsn",
         "last_used_s",
+        "load_parts",
         "partition",
         "queue",
         "ready",
@@ -55,6 +57,7 @@ class Activation:
         self.last_lsn = 0
         self.last_used_s = time.monotonic()
         self.used = True
+        self.load_parts = 0
         self.ready = "on_activate" not in actor_type.hooks
         self.dead = False
         self.bytes = self.size_bytes()

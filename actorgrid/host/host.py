@@ -4,6 +4,7 @@ This file puts the parts together and takes them apart again; each part knows it
 
 ===============  ==========================================================
 `server`         connections of callers: handshake, frames, answers
+`http`           operators' verbs over HTTP
 `peers`          connections to the other hosts, and the beats on them
 `replica_shell`  one replica: what its core wants, done
 `partition`      what a primary has besides: admission, log, answers
@@ -11,8 +12,11 @@ This file puts the parts together and takes them apart again; each part knows it
 `bootstrap`      the beginning of a grid
 `roster`         which hosts the grid has
 `placing`        reports, orders and the placement manager: `questions`, `reports`, `orders`, `manager`
+`recovery`       what is left of a partition that has lost its quorum for good
 `runner`         turns
 `residents`      which activations stay in memory
+`load`           what actors say of their own load
+`labels`         what labels of nodes may look like
 `commit`         group commit to the store
 `outgoing`       calls that actors make, offloaded work
 `watchdog`       turns that block the loop
@@ -35,7 +39,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -45,13 +49,14 @@ from actorgrid.errors import CorruptLogError, InvariantViolation, SettingsError,
 from actorgrid.host.bootstrap import SYSTEM_PARTITION, Bootstrap
 from actorgrid.host.commit import GroupCommit
 from actorgrid.host.copying import Copying
-from actorgrid.host.manager import VERBS
+from actorgrid.host.labels import problems_of
 from actorgrid.host.offload import Offloader, ProcessOffloader
 from actorgrid.host.outgoing import OutgoingCalls
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.peers import PeerConnection, Peers
-from actorgrid.host.placing import Placing
+from actorgrid.host.placing import VERBS, Placing
 from actorgrid.host.replica_shell import ReplicaShell
+from actorgrid.host.reports import REPLICAS_UNLIMITED, Capacity
 from actorgrid.host.residents import Residents
 from actorgrid.host.roster import Roster
 from actorgrid.host.runner import Runner
@@ -60,17 +65,20 @@ from actorgrid.host.supervision import BlindSupervisor, LocalSupervisor, Supervi
 from actorgrid.host.watchdog import Watchdog
 from actorgrid.ids import HostName, new_client_id
 from actorgrid.replication import events as ev
-from actorgrid.replication.configuration import Member
+from actorgrid.replication.configuration import Configuration, Member
 from actorgrid.replication.frames import CopyAnswer, CopyBegin, CopyChunkFrame, CopyEnd, PeerAnswer, PeerQuestion, StoreMark
 from actorgrid.replication.liveness import Liveness, Times
 from actorgrid.replication.messages import Append, Message, ReplicaMissing, VoteRequest
 from actorgrid.replication.replica import Role
 from actorgrid.settings import ClientSettings, HostSettings, WireSettings
-from actorgrid.storage.store import Batch, PeerMark, ReplicaPointer, Store, StoreIdentity
+from actorgrid.storage.store import ACTIVE, Batch, PeerMark, ReplicaPointer, Store, StoreIdentity
 from actorgrid.wire import messages
 from actorgrid.wire.framing import frame
 from actorgrid.wire.messages import HostInfo
 from placement import Limits
+
+if TYPE_CHECKING:
+    from actorgrid.host.http import HttpServer
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +88,8 @@ TICK_S: Final = 0.02
 COPY_TICK_S: Final = 1.0
 #: How often primaries look whether a replica is to be replaced or may vote now.
 REPAIR_TICK_S: Final = 0.05
+#: How often others are told of data loss. Well below the time that a host keeps quiet after its start.
+RECOVERY_TICK_S: Final = 0.2
 #: A disk that has not answered two syncs by then is no reason not to start.
 ALONE_SERVES_S: Final = 10.0
 #: Changes of the map within so long are pushed to clients together.
@@ -96,6 +106,9 @@ WATERMARKS_MAX: Final = 100_000
 
 #: Odd sizes up to seven: past that every write waits for more disks and gains nothing.
 REPLICA_SET_SIZE_MAX: Final = 7
+#: Hosts of one grid are alike within this; the planner divides by weights.
+WEIGHT_MIN: Final = 0.01
+WEIGHT_MAX: Final = 1000.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +118,9 @@ class HostConfig:
     :ivar hosts: all hosts of the grid; their order decides where the first replicas are
     :ivar watches_processes: whether the kernel's word counts for processes of hosts on this machine that have ended; if not, only a
         supervisor's, and silence
+    :ivar labels: of the node, which constraints go by; the hosts of one node are told the same ones
+    :ivar weight: the host's share of replicas and load, relative to others
+    :ivar replicas_max: placement puts no more replicas there
     :ivar app: modules with actor classes; :ivar app_path: directories put in front of ``sys.path`` before they are imported
     """
 
@@ -123,6 +139,9 @@ class HostConfig:
     settings: HostSettings = dataclasses.field(default_factory=HostSettings)
     wire: WireSettings = dataclasses.field(default_factory=WireSettings)
     watches_processes: bool = True
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    weight: float = 1.0
+    replicas_max: int = REPLICAS_UNLIMITED
 
     def __post_init__(self) -> None:
         problems = []
@@ -139,6 +158,15 @@ class HostConfig:
                 f"address {self.address!r} is not a loopback address: listening elsewhere needs credentials, "
                 "which this release does not have"
             )
+        problems += problems_of(self.labels)
+        if not isinstance(self.weight, int | float) or isinstance(self.weight, bool) or not WEIGHT_MIN <= self.weight <= WEIGHT_MAX:
+            problems.append(f"weight {self.weight!r} is outside the allowed range {WEIGHT_MIN:g}..{WEIGHT_MAX:g}")
+        if (
+            not isinstance(self.replicas_max, int)
+            or isinstance(self.replicas_max, bool)
+            or not 0 <= self.replicas_max <= REPLICAS_UNLIMITED
+        ):
+            problems.append(f"replicas_max {self.replicas_max!r} is outside the allowed range 0..{REPLICAS_UNLIMITED}")
         if problems:
             raise SettingsError(*problems)
 
@@ -181,10 +209,12 @@ class Host:
         self.cluster_id = config.cluster_id
         self.partitions: dict[int, HostedPartition] = {}
         self.shells: dict[int, ReplicaShell] = {}
+        self.beginning: dict[int, Member] = {}
         self.watermarks: dict[bytes, int] = {}
         self.state = "starting"
         self._offloader: Offloader = offloader or ProcessOffloader(config.app_path)
         self._supervisor: Supervisor = supervisor or (LocalSupervisor() if config.watches_processes else BlindSupervisor())
+        self._http: HttpServer | None = None
         self._rng = random.Random()  # noqa: S311 - election timeouts
         self._incarnation = 0
         self._counters = ConnectionCounters()
@@ -269,6 +299,7 @@ class Host:
                 me=config.name,
                 node=config.node,
                 zone=config.zone,
+                capacity=Capacity(config.labels, config.weight, config.replicas_max),
                 roster=self.roster,
                 replica_set_size=config.replica_set_size,
                 partition_count=config.partition_count,
@@ -281,6 +312,7 @@ class Host:
             )
             self._recover()
             await self._listen()
+            await self._listen_for_http()
         except BaseException:
             await self._take_apart()
             raise
@@ -294,6 +326,7 @@ class Host:
         self._tick()
         self._tick_copies()
         self._tick_repairs()
+        self._tick_recovery()
         self._placing.start()
         self._join_task = loop.create_task(self._join(), name="join")
         await self._until_alone_serves()
@@ -446,6 +479,28 @@ class Host:
             raise SettingsError(f"cannot listen on {config.address}:{config.port}: {error.strerror or error}") from None
         self.port = self._server.sockets[0].getsockname()[1]
 
+    async def leave(self) -> None:
+        """Before an orderly end of the process: let the rest of the grid do without it, at most for ``stop_grace_s``.
+
+        Its node gets the intent ``restart``: primaries go, and no more nodes leave at a time than every partition can spare. The intent
+        ends when this host is back. Meanwhile everything is served as ever; `stop` is the next thing to do.
+        """
+        if self.state != "serving" or not self._has_begun or len(self.roster.infos) == 1:
+            return
+        self.state = "leaving"
+        await self._placing.leave(self.config.node, self.config.settings.stop_grace_s)
+
+    async def _listen_for_http(self) -> None:
+        offset = self.config.settings.http_port_offset
+        if not offset:
+            return
+        if self.port + offset > 65_535:
+            raise SettingsError(f"http_port_offset {offset} puts the HTTP port of {self.config.name} beyond 65535")
+        from actorgrid.host.http import HttpServer  # its library takes a quarter of a second to load, and few hosts need it
+
+        self._http = HttpServer(self)
+        await self._http.start(self.config.address, self.port + offset)
+
     async def stop(self) -> None:
         """Finish what runs (for a short while), make everything durable, say goodbye to the peers, close."""
         if self.state in ("stopped", "stopping"):
@@ -495,6 +550,8 @@ class Host:
         for timer in self._timers.values():
             timer.cancel()
         await self._stop_placing()
+        if self._http is not None:
+            await self._http.stop()
         if self._server is not None:
             self._server.close()
         if hasattr(self, "_peers"):
@@ -573,6 +630,11 @@ class Host:
         self._timers["copies"] = self._loop.call_later(COPY_TICK_S, self._tick_copies)
         self.guarded(self._copying.tick)
 
+    def _tick_recovery(self) -> None:
+        self._timers["recovery"] = self._loop.call_later(RECOVERY_TICK_S, self._tick_recovery)
+        if self._has_begun:
+            self.guarded(self._placing.recovery.tick)
+
     def _tick_repairs(self) -> None:
         self._timers["repairs"] = self._loop.call_later(REPAIR_TICK_S, self._tick_repairs)
         self.guarded(self._repair)
@@ -612,10 +674,8 @@ class Host:
         shell = self.shells.get(pointer.partition)
         if shell is not None:
             shell.installed(pointer)
-            return
-        self._has_begun = True
-        shell = self._add(pointer)
-        shell.begin(self.partitions[pointer.partition])
+        else:
+            self._begin_replica(pointer)
 
     def office_closed(self, shell: ReplicaShell) -> None:
         """This replica is primary no more: the copies it was sending mean nothing."""
@@ -667,6 +727,57 @@ class Host:
 
         self._commit.submit(drop)
         self.primaries_changed()  # clients may still ask it for reads that any replica answers
+
+    async def begin_anew(self, shell: ReplicaShell, configuration: Configuration, lsn: int, epoch: int) -> None:
+        """Put a new replica in the place of `shell`, with all its data, alone in `configuration` (`recovery`); returns when it is durable.
+
+        Once it has begun nothing stops it but the host's own end: who asked may be gone.
+
+        :raises CorruptLogError: its log cannot be trusted, so nothing was done
+        :raises StorageError: the disk failed
+        """
+        partition, anew = shell.partition, configuration.voters[0]
+        records = shell.read_uncommitted()
+        shell.leave("data loss is accepted, and the partition is begun anew")
+        del self.shells[partition], self.partitions[partition]
+        self._copying.shell_closed(shell)
+        # From here on whoever asks hears of the new one.
+        pointer = self._pointers[partition] = ReplicaPointer(partition, anew.incarnation, shell.pointer.generation, ACTIVE)
+        self.beginning[partition] = anew
+        over = asyncio.Event()
+
+        def begin() -> None:
+            del self.beginning[partition]
+            self.guarded(lambda: self._begin_replica(pointer))
+            over.set()
+
+        def write() -> None:
+            self._commit.write_now()  # what it still had under way is taken too
+            self._commit.submit(lambda batch: shell.begin_anew(batch, records, pointer, configuration, lsn, epoch), begin)
+
+        self.guarded(write)
+        waiting = self._loop.create_task(over.wait())
+        ends: list[asyncio.Future[Any]] = [waiting, self._failure]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if not over.is_set():
+            raise StorageError(f"partition {partition} could not be begun anew: {self._failure.result()}")
+
+    @property
+    def has_begun(self) -> bool:
+        """The replicas here take part."""
+        return self._has_begun
+
+    def connected_hosts(self) -> list[str]:
+        return [name for name, link in self._peers.links.items() if link.connection is not None]
+
+    def _begin_replica(self, pointer: ReplicaPointer) -> None:
+        """A replica is in the store that was not there before."""
+        self._has_begun = True
+        shell = self._add(pointer)
+        shell.begin(self.partitions[pointer.partition])
 
     def replica_bytes(self) -> int:
         """About how large one replica is."""
@@ -767,6 +878,7 @@ class Host:
 
     def peer_down(self, host: str) -> None:
         self._placing.questions.peer_lost(host)
+        self._placing.recovery.peer_lost(host)
         self.guarded(lambda: self._copying.peer_lost(host))
         self._step_all(ev.PeerDown(host))
 

@@ -20,10 +20,11 @@ from msgspec import Struct
 
 from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, NotPrimaryError, RequestError
 from actorgrid.host.bootstrap import SYSTEM_PARTITION
+from actorgrid.host.labels import problems_of, say
 from actorgrid.host.partition import HostedPartition
-from actorgrid.host.reports import HostReport, Overview, decode_report
+from actorgrid.host.reports import REPLICAS_UNLIMITED, HostRecord, HostReport, Overview, decode_report
 from actorgrid.wire.messages import HostInfo
-from placement import Build, Command, Drain, Intent, Limits, Observation, Plan, Remove, Swap, explain, make_plan
+from placement import Build, Command, Drain, Intent, Limits, Observation, PartitionView, Plan, Remove, Swap, explain, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -47,33 +48,45 @@ REFUSED_PAUSE_MAX_S: Final = 5.0
 FORGET_AFTER_S: Final = 3.0
 
 
+#: Ten years.
+DEADLINE_MAX_S: Final = 315_576_000.0
+
+
 class IntentRecord(Struct, array_like=True):
     """What an operator wants of a node.
 
     :ivar number: the order in which intents came
     :ivar deadline_ms: date by which it should be done, or 0
+    :ivar by: the host that wants it since its process is to end; it ends when that host is back. Empty: an operator wants it
+    :ivar kept: the lower intent of an operator that counts again then; 0: there was none
     """
 
     intent: int
     number: int
     deadline_ms: int = 0
+    by: str = ""
+    kept: int = 0
 
 
 class PlacementState(Struct):
     """What the system partition remembers for placement.
 
     :ivar intents: by node
-    :ivar nodes: host -> (node, zone), as last reported
+    :ivar nodes: by host, as last reported
     :ivar hosts: host -> (address, port)
     :ivar hosts_version: of that list
+    :ivar constraint: labels that the nodes of all replicas must have
+    :ivar constraints: partition -> the same for its replicas, in place of `constraint`
     """
 
     intents: dict[str, IntentRecord] = {}
-    nodes: dict[str, tuple[str, str]] = {}
+    nodes: dict[str, HostRecord] = {}
     frozen_why: str = ""
     last_number: int = 0
     hosts: dict[str, tuple[str, int]] = {}
     hosts_version: int = 0
+    constraint: dict[str, str] = {}
+    constraints: dict[int, dict[str, str]] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -142,6 +155,7 @@ class Manager:
         self.moves_total = 0
         self._wants_rebalance = False
         self._changing = asyncio.Lock()
+        self._left_s: dict[str, float] = {}  # since when it is known that a node's own host wants to leave
         self._order_over = asyncio.Event()
 
     # -- the loop
@@ -197,6 +211,7 @@ class Manager:
         now_s = time.monotonic()
         overview.let_time_pass(now_s)
         await self._remember_nodes(overview)
+        await self._welcome_back(overview)
         await self._keep_roster(overview)
         self._observation = observation = self._observe(overview, now_s)
         limits = self._limits
@@ -244,7 +259,7 @@ class Manager:
     async def _remember_nodes(self, overview: Overview) -> None:
         """Where each host is outlives it: a host that is down is on a node still."""
         reports = [overview.report_of(name) for name in overview.names]
-        seen = {report.name: (report.node, report.zone) for report in reports if report is not None}
+        seen = {report.name: HostRecord(report.node, report.zone, report.capacity) for report in reports if report is not None}
         if any(self._state.nodes.get(name) != where for name, where in seen.items()):
             await self._change(lambda state: msgspec.structs.replace(state, nodes={**state.nodes, **seen}))
 
@@ -280,7 +295,7 @@ class Manager:
         return [
             name
             for name in overview.names
-            if self._state.nodes.get(name, ("", ""))[0] in done and overview.down_s(name, now_s) > FORGET_AFTER_S
+            if name in self._state.nodes and self._state.nodes[name].node in done and overview.down_s(name, now_s) > FORGET_AFTER_S
         ]
 
     async def _join(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -297,7 +312,10 @@ class Manager:
                 raise HostUnavailableError("the placement manager has just taken office", retry_after_s=TICK_S)
 
             def with_host(state: PlacementState) -> PlacementState:
-                hosts, nodes = {**state.hosts, name: (address, port)}, {**state.nodes, name: (node, zone)}
+                # What it may be given it says with its first report; until then what it said last counts.
+                known = state.nodes.get(name) or HostRecord(node, zone)
+                record = msgspec.structs.replace(known, node=node, zone=zone)
+                hosts, nodes = {**state.hosts, name: (address, port)}, {**state.nodes, name: record}
                 return msgspec.structs.replace(state, hosts=hosts, nodes=nodes, hosts_version=state.hosts_version + 1)
 
             await self._change(with_host)
@@ -314,6 +332,7 @@ class Manager:
             partition_count=self._partition_count,
             busy={partition: order for partition, (order, _) in self._under_way.items()},
             frozen_why=self._state.frozen_why,
+            constraint_of=lambda partition: self._state.constraints.get(partition, self._state.constraint),
         )
 
     # -- orders
@@ -394,6 +413,9 @@ class Manager:
         match verb:
             case "nodes":
                 return self._nodes(observation, plan)
+            case "partitions":
+                rows = [_partition_row(partition) for partition in sorted(observation.partitions, key=lambda each: each.id)]
+                return {"partitions": rows}
             case "join":
                 return await self._join(arguments)
             case "drain":
@@ -415,6 +437,8 @@ class Manager:
                 return self._rebalance(observation, dry_run=bool(arguments.get("dry_run")))
             case "freeze":
                 return await self._freeze(arguments)
+            case "constrain":
+                return await self._constrain(observation, arguments)
             case "unfreeze":
                 await self._change(lambda state: msgspec.structs.replace(state, frozen_why=""))
                 return {"frozen_why": ""}
@@ -438,32 +462,57 @@ class Manager:
             have = Intent(known.intent).name.lower()
             raise RequestError(f"node {node} has the intent {have} already, and intents only rise: take it back first (undrain)")
         deadline_s = arguments.get("deadline_s", 0)
-        if not isinstance(deadline_s, int | float) or deadline_s < 0:
-            raise RequestError(f"deadline_s must be seconds, got {deadline_s!r}")
+        if not isinstance(deadline_s, int | float) or not 0 <= deadline_s <= DEADLINE_MAX_S:
+            raise RequestError(f"deadline_s must be seconds from 0 to {DEADLINE_MAX_S:.0f}, got {deadline_s!r:.100}")
         deadline_ms = self._date_ms() + int(deadline_s * 1000) if deadline_s else 0
+        by = str(arguments.get("by", ""))
 
         def with_intent(state: PlacementState) -> PlacementState:
             number = state.last_number + 1
             before = state.intents.get(node)
-            record = IntentRecord(int(wanted), before.number if before is not None else number, deadline_ms)
+            kept = 0
+            if before is not None and by:
+                if not before.by and before.intent >= wanted:
+                    return state  # an operator wants as much, and until it is taken back
+                kept = before.kept if before.by else before.intent
+            record = IntentRecord(int(wanted), before.number if before is not None else number, deadline_ms, by, kept)
             return msgspec.structs.replace(state, intents={**state.intents, node: record}, last_number=number)
 
         await self._change(with_intent)
-        logger.info("intent node=%s intent=%s", node, wanted.name.lower())
+        logger.info("intent node=%s intent=%s by=%s", node, wanted.name.lower(), by or "operator")
         self._look_again()
         return self._drain_row(node)
 
     async def _undrain(self, observation: Observation, arguments: dict[str, Any]) -> dict[str, Any]:
         node = self._node(observation, arguments)
         if node in self._state.intents:
-
-            def without_intent(state: PlacementState) -> PlacementState:
-                return msgspec.structs.replace(state, intents={name: record for name, record in state.intents.items() if name != node})
-
-            await self._change(without_intent)
-            logger.info("intent taken back node=%s", node)
+            await self._take_back(node)
             self._look_again()
         return {"node": node, "intent": "none"}
+
+    async def _take_back(self, node: str, *, keeps: bool = False) -> None:
+        """End what is wanted of `node`, or only what its own host wanted."""
+
+        def without_intent(state: PlacementState) -> PlacementState:
+            intents = {name: record for name, record in state.intents.items() if name != node}
+            record = state.intents.get(node)
+            if keeps and record is not None and record.kept:
+                intents[node] = IntentRecord(record.kept, record.number)
+            return msgspec.structs.replace(state, intents=intents)
+
+        await self._change(without_intent)
+        logger.info("intent taken back node=%s", node)
+
+    async def _welcome_back(self, overview: Overview) -> None:
+        """A host that left to be restarted, and that reports again as one that stays, wants nothing any more."""
+        leaving = {node: record.by for node, record in self._state.intents.items() if record.by}
+        self._left_s = {node: self._left_s.get(node, time.monotonic()) for node in leaving}
+        for node, host in leaving.items():
+            report = overview.report_of(host)
+            is_back = report is not None and not report.is_leaving and overview.is_up(host)
+            # Only what it said after its wish was known.
+            if is_back and overview.heard_s(host) > self._left_s[node]:
+                await self._take_back(node, keeps=True)
 
     def _estimate(self, observation: Observation, node: str, wanted: Intent) -> dict[str, Any]:
         """How long it would take now: `placement` is asked as if the intent were there."""
@@ -498,6 +547,48 @@ class Manager:
             raise RequestError("a freeze needs a reason, of at most 1,000 characters")
         await self._change(lambda state: msgspec.structs.replace(state, frozen_why=why))
         return {"frozen_why": why}
+
+    async def _constrain(self, observation: Observation, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Let replicas be on nodes with certain labels alone: those of all partitions, or of some."""
+        labels, partitions, clear = (arguments.get(key, default) for key, default in (("labels", {}), ("partitions", []), ("clear", False)))
+        problems = problems_of(labels)
+        if problems:
+            raise RequestError("; ".join(problems))
+        if bool(labels) == bool(clear):
+            raise RequestError("a constraint has one label at least, LABEL=VALUE; without any it must be told to clear what there is")
+        if not isinstance(partitions, list) or not all(type(number) is int for number in partitions):
+            raise RequestError(f"partitions must be numbers, got {partitions!r:.100}")
+        unknown = [number for number in partitions if not 0 <= number <= self._partition_count]
+        if unknown:
+            raise RequestError(f"there is no partition {', '.join(map(str, unknown[:10]))}; they are 0..{self._partition_count}")
+
+        def with_constraint(state: PlacementState) -> PlacementState:
+            if not partitions:
+                return msgspec.structs.replace(state, constraint=dict(labels))
+            kept = {number: own for number, own in state.constraints.items() if number not in partitions}
+            return msgspec.structs.replace(state, constraints=kept if clear else kept | {number: dict(labels) for number in partitions})
+
+        await self._change(with_constraint)
+        logger.info("constraint labels=%s partitions=%s", say(labels), partitions or "all")
+        self._look_again()
+        return {**self._constraints(), "warnings": self._warnings(observation, labels)}
+
+    def _constraints(self) -> dict[str, Any]:
+        own = [{"partition": number, "labels": labels} for number, labels in sorted(self._state.constraints.items())]
+        return {"constraint": self._state.constraint, "constraints": own}
+
+    @staticmethod
+    def _warnings(observation: Observation, labels: dict[str, str]) -> list[str]:
+        """What a constraint asks for in vain: placement never shrinks a set for its sake, so some replicas stay where they are."""
+        having = [node.name for node in observation.nodes if labels.items() <= node.labels.items()]
+        wanted = observation.replica_set_size
+        if not having:
+            return [f"no node has {say(labels)}: replicas stay where they are, and none that is lost can be replaced"]
+        if len(having) < wanted:
+            who = f"{having[0]} alone has" if len(having) == 1 else f"{', '.join(having)} alone have"
+            left = wanted - len(having)
+            return [f"{who} {say(labels)}: {left} of {wanted} replicas stay elsewhere, and cannot be replaced there if they are lost"]
+        return []
 
     def _look_again(self) -> None:
         """Decide anew on what is known, so that the answer to an operator tells of what was just asked for."""
@@ -539,21 +630,41 @@ class Manager:
         for node in sorted(observation.nodes, key=lambda view: view.name):
             hosts = [host for host in observation.hosts if host.node == node.name]
             names = {host.name for host in hosts}
+            led = [partition for partition in observation.partitions if partition.primary in names]
             drain = next((each for each in plan.drains if each.node == node.name), None)
             up = sum(host.is_up for host in hosts)
             rows.append(
                 {
                     "name": node.name,
                     "zone": node.zone,
+                    "labels": dict(node.labels),
                     "state": "up" if up == len(hosts) else "down" if not up else "partly up",
                     "intent": node.intent.name.lower(),
                     "drain": self._row(drain)["state"] if drain is not None else None,
                     "hosts": sorted(names),
+                    "capacity": {
+                        host.name: {
+                            "weight": host.weight,
+                            "replicas_max": host.replicas_max if host.replicas_max < REPLICAS_UNLIMITED else None,
+                        }
+                        for host in hosts
+                    },
                     "replicas": sum(replica.host in names for partition in observation.partitions for replica in partition.replicas),
-                    "primaries": sum(partition.primary in names for partition in observation.partitions),
+                    "primaries": len(led),
+                    "bytes": sum(
+                        partition.bytes for partition in observation.partitions for replica in partition.replicas if replica.host in names
+                    ),
+                    "calls_per_s": round(sum(partition.calls_per_s for partition in led), 1),
+                    "load": _rounded(sum(partition.load for partition in led)),
                 }
             )
-        return {"nodes": rows, "manager": self._me, "frozen_why": self._state.frozen_why, "is_balanced": plan.is_balanced}
+        return {
+            "nodes": rows,
+            "manager": self._me,
+            "frozen_why": self._state.frozen_why,
+            "is_balanced": plan.is_balanced,
+            **self._constraints(),
+        }
 
     # -- the system partition
 
@@ -571,7 +682,9 @@ class Manager:
                 raise HostUnavailableError("the placement manager has just taken office", retry_after_s=TICK_S)
             epoch = self._epoch
             # What was logged and not committed in time may be committed yet: the next change goes on from there.
-            state = self._logged = change(self._logged)
+            state = change(self._logged)
+            stored = _encode(state)  # what cannot be stored is not built upon
+            self._logged = state
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
             def committed(done: asyncio.Future[None]) -> None:
@@ -579,7 +692,7 @@ class Manager:
                     self._state = state
 
             waiter.add_done_callback(committed)
-            system.wait_committed(system.log_internal(STATE_ADDRESS, [(b"", _encode(state))]), waiter)
+            system.wait_committed(system.log_internal(STATE_ADDRESS, [(b"", stored)]), waiter)
             try:
                 async with asyncio.timeout(STATE_TIMEOUT_S):
                     await asyncio.shield(waiter)
@@ -587,11 +700,22 @@ class Manager:
                 raise DeadlineExceededError(f"the system partition has not committed a change within {STATE_TIMEOUT_S:g} s") from None
 
 
+def _partition_row(partition: PartitionView) -> dict[str, Any]:
+    """Where the replicas of one partition are, by host."""
+    return {
+        "partition": partition.id,
+        "primary": partition.primary,
+        "voters": [replica.host for replica in partition.replicas if replica.is_voter],
+        "building": [replica.host for replica in partition.replicas if not replica.is_voter],
+        "out_of_sync": [replica.host for replica in partition.replicas if replica.is_voter and not replica.is_in_sync],
+    }
+
+
 def _without_hosts(state: PlacementState, gone: list[str]) -> PlacementState:
     """With the hosts that are `gone` goes what was wanted of their nodes, unless others are on them."""
     nodes = {name: where for name, where in state.nodes.items() if name not in gone}
-    left = {node for node, _ in nodes.values()}
-    went = {state.nodes[name][0] for name in gone if name in state.nodes} - left
+    left = {record.node for record in nodes.values()}
+    went = {state.nodes[name].node for name in gone if name in state.nodes} - left
     return msgspec.structs.replace(
         state,
         hosts={name: where for name, where in state.hosts.items() if name not in gone},
@@ -601,7 +725,25 @@ def _without_hosts(state: PlacementState, gone: list[str]) -> PlacementState:
     )
 
 
-VERBS: Final = ("nodes", "join", "drain", "drain_status", "undrain", "explain", "moves", "rebalance", "freeze", "unfreeze")
+VERBS: Final = (
+    "nodes",
+    "partitions",
+    "join",
+    "drain",
+    "drain_status",
+    "undrain",
+    "explain",
+    "moves",
+    "rebalance",
+    "freeze",
+    "unfreeze",
+    "constrain",
+)
+
+
+def _rounded(load: float) -> float:
+    """To four digits: loads have a unit of their own, large or small."""
+    return float(f"{load:.4g}")
 
 
 def _intent(arguments: dict[str, Any]) -> Intent:

@@ -38,6 +38,7 @@ from actorgrid.errors import (
 )
 from actorgrid.host.activation import Activation
 from actorgrid.host.admission import Admission, cannot_read
+from actorgrid.host.load import ReportedLoad
 from actorgrid.host.runner import Runner, error_payload
 from actorgrid.host.turn import Outgoing, Turn
 from actorgrid.ids import ACTOR_ID_BYTES_MAX, PartitionId, partition_of, show_address
@@ -127,6 +128,7 @@ class HostedPartition:
         self._commit_waiters: deque[tuple[int, Any]] = deque()
         self.changes_total = 0
         self.reads_total = 0
+        self.load = ReportedLoad()
 
     # -- the office opens and closes (`replica_shell.Office`)
 
@@ -280,6 +282,7 @@ class HostedPartition:
         if activation.dead:
             return
         activation.dead = True
+        self.load.forget(activation)
         if activation.queue is None:
             activation.queue = deque()
         activation.queue.extend(self.admission.take_waiting(activation))
@@ -528,6 +531,8 @@ class HostedPartition:
                 closed_s = time.monotonic()
                 if not await self._come_to_rest(patience_s):
                     continue
+                if not self.replica.serving:  # it has lost its office meanwhile, and nobody would answer
+                    return False
                 self._handed_over = asyncio.get_running_loop().create_future()
                 # A core that does not serve any more abandons it.
                 self.shell.step(ev.SwapProposed(target))
@@ -635,6 +640,7 @@ class HostedPartition:
             if not activation.dead:
                 self._residents.removed(activation)
             activation.dead = True
+            self.load.forget(activation)
             for turn in activation.running:
                 if turn.task is not None:
                     turn.task.cancel()

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from actorgrid.errors import DeadlineExceededError, HostUnavailableError, RequestError
+from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, RequestError
 from actorgrid.host.bootstrap import SYSTEM_PARTITION
-from actorgrid.host.manager import VERBS, Manager
+from actorgrid.host.manager import VERBS as MANAGER_VERBS
+from actorgrid.host.manager import Manager
 from actorgrid.host.orders import Orders
 from actorgrid.host.partition import HostedPartition, wall_clock_ms
 from actorgrid.host.peers import Peers
 from actorgrid.host.questions import Questions
+from actorgrid.host.recovery import QUESTIONS as RECOVERY_QUESTIONS
+from actorgrid.host.recovery import Recovery, RecoveryOwner
 from actorgrid.host.replica_shell import ReplicaShell
-from actorgrid.host.reports import HostReport, Reporter
+from actorgrid.host.reports import Capacity, HostReport, Reporter
 from actorgrid.host.roster import Roster, parse_hosts
 from actorgrid.wire.messages import HostInfo
 from placement import Limits
 
+logger = logging.getLogger(__name__)
+
 #: What the manager gets to answer an operator who asked another host.
 OPERATE_TIMEOUT_S: Final = 8.0
+LEAVE_LOOK_S: Final = 0.05
+#: What operators may ask of any host.
+VERBS: Final = (*MANAGER_VERBS, "recover")
 
 
-class PlacingOwner(Protocol):
+class PlacingOwner(RecoveryOwner, Protocol):
     """What placement needs of its host."""
 
     partitions: dict[int, HostedPartition]
@@ -47,6 +57,7 @@ class PlacingOwner(Protocol):
 class Placing:
     """Reports, orders, questions and the manager of one host.
 
+    :param capacity: what this host may be given
     :param roster: the hosts of the grid
     :param failed: what to do if an order breaks an invariant
     """
@@ -59,6 +70,7 @@ class Placing:
         me: str,
         node: str,
         zone: str,
+        capacity: Capacity,
         roster: Roster,
         replica_set_size: int,
         partition_count: int,
@@ -71,9 +83,10 @@ class Placing:
         self._me = me
         self._roster = roster
         self._failed = failed
-        self._reporter = Reporter(me, node, zone)
+        self._reporter = Reporter(me, node, zone, capacity)
         self._orders = Orders(owner, self.questions)
         self._manager = Manager(self, me, limits, replica_set_size=replica_set_size, partition_count=partition_count, date_ms=wall_clock_ms)
+        self.recovery = Recovery(owner, me, lambda: [info.name for info in roster.infos], self.ask_host)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -86,6 +99,7 @@ class Placing:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+        await self.recovery.close()
         await self.questions.close()
 
     async def _answer(self, host: str, verb: str, arguments: dict[str, Any]) -> Any:
@@ -99,6 +113,8 @@ class Placing:
             return {"adopted": self._roster.adopt(version, parse_hosts(arguments.get("hosts")))}
         if verb == "operate":
             return await self._manager.operate(str(arguments.get("verb")), dict(arguments.get("arguments", {})))
+        if verb in RECOVERY_QUESTIONS:
+            return await self.recovery.answer(verb, arguments)
         try:
             return await self._orders.carry_out(verb, arguments)
         except AssertionError as error:  # a broken invariant of a replica: this host does no more harm
@@ -116,7 +132,7 @@ class Placing:
             owner.partitions.values(),
             roster_version=self._roster.version,
             bytes_each=owner.replica_bytes(),
-            is_stopping=owner.state == "stopping",
+            state=owner.state,
         )
 
     async def ask_host(self, host: str, verb: str, arguments: dict[str, Any], timeout_s: float) -> Any:
@@ -128,6 +144,29 @@ class Placing:
         except TimeoutError:
             raise DeadlineExceededError(f"{verb} took more than {timeout_s:g} s") from None
 
+    async def leave(self, node: str, grace_s: float) -> bool:
+        """Ask for the intent ``restart`` of this host's own node, and wait until it is safe to go; whether it is."""
+        deadline_s = time.monotonic() + grace_s
+        arguments = {"node": node, "intent": "restart", "by": self._me, "deadline_s": grace_s}
+        verb, state, why = "drain", "", ""
+        while time.monotonic() < deadline_s and state != "done":
+            try:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(0.0, deadline_s - time.monotonic())):
+                    row = await self.operate(verb, arguments)
+                verb, state, why = "drain_status", row["state"], ""
+                if state == "none":  # somebody has taken it back: then it ends as it is
+                    break
+            except RequestError as error:  # more is wanted of the node already, and whoever wants that looks after it
+                why = str(error)
+                break
+            except (ActorGridError, TimeoutError) as error:
+                why = str(error)
+            await asyncio.sleep(LEAVE_LOOK_S)
+        logger.info(
+            "host leaves node=%s is_safe=%s waited_s=%.2f why=%s", node, state == "done", grace_s - deadline_s + time.monotonic(), why
+        )
+        return state == "done"
+
     # -- for operators
 
     async def operate(self, verb: str, arguments: dict[str, Any]) -> Any:
@@ -136,6 +175,8 @@ class Placing:
         :raises HostUnavailableError: nobody knows where it is
         :raises ActorGridError: what the manager answered
         """
+        if verb == "recover":
+            return await self.recovery.recover(arguments)
         manager = self._owner.primary_host_of(SYSTEM_PARTITION)
         if not manager:
             raise HostUnavailableError("the system partition has no primary, so there is no placement manager now", retry_after_s=0.2)
@@ -148,5 +189,5 @@ class Placing:
 
     @staticmethod
     def knows(verb: str) -> bool:
-        """Whether `verb` is one that the manager answers."""
+        """Whether `verb` is one that `operate` answers."""
         return verb in VERBS

@@ -503,3 +503,21 @@ class ReplicaShell:
         if not self.is_over:
             self.step(ev.StorageFailed(why))
             self.is_over = True
+
+    def read_uncommitted(self) -> list[LogRecord]:
+        """Everything in the log that the state does not have, committed or not.
+
+        :raises CorruptLogError: it cannot be trusted
+        """
+        return list(self.durable.take_committed(self.durable.last_lsn))
+
+    def begin_anew(
+        self, batch: Batch, records: list[LogRecord], pointer: ReplicaPointer, configuration: Configuration, lsn: int, epoch: int
+    ) -> None:
+        """Let `batch` make what is here, with `records`, the beginning of another replica; this one has left its duty."""
+        durable = self.durable
+        for record in records:
+            self.sessions.apply(record)
+            durable.committed(record)
+        durable.apply(batch, durable.last_lsn)
+        durable.begin_anew(batch, pointer, configuration, lsn, epoch)

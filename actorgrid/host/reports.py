@@ -6,9 +6,10 @@ what was known of it last stands, without a primary.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +22,10 @@ from placement import HostView, Intent, NodeView, Observation, PartitionView, Re
 
 #: The rates that are reported are means over about so long: placement must not run after every wave.
 RATE_WINDOW_S: Final = 60.0
+#: A part of a mean that does not count any more.
+RATE_FORGOTTEN: Final = 0.01
+#: `HostView.replicas_max` of a host without a limit.
+REPLICAS_UNLIMITED: Final = 1 << 30
 #: A host that was not heard for so long is down.
 DOWN_AFTER_S: Final = 2.0
 
@@ -32,6 +37,7 @@ class LedPartition(Struct, array_like=True):
     :ivar in_sync: hosts whose replicas are connected and near the end of the log, the reporting one included
     :ivar may_lead: of those, which could be primary at once
     :ivar lost: hosts that say that the replica named here is not there any more
+    :ivar calls_per_s: mean over about `RATE_WINDOW_S`, as if there had been none before this host served; so is `load`
     """
 
     id: int
@@ -47,6 +53,7 @@ class LedPartition(Struct, array_like=True):
     lost: list[str]
     bytes: int
     calls_per_s: float
+    load: float = 0.0
 
 
 class HeldReplica(Struct, array_like=True):
@@ -58,8 +65,31 @@ class HeldReplica(Struct, array_like=True):
     members: list[Member]
 
 
+class Capacity(Struct, array_like=True, frozen=True):
+    """What a host may be given: what it was told at start, see `HostConfig`."""
+
+    labels: dict[str, str] = {}
+    weight: float = 1.0
+    replicas_max: int = REPLICAS_UNLIMITED
+
+
+class HostRecord(Struct, array_like=True, frozen=True):
+    """What the manager remembers of a host, as last reported: one that is down is there still.
+
+    ``(node, zone)``, as it was written before there was more, is one too.
+    """
+
+    node: str
+    zone: str
+    capacity: Capacity = Capacity()
+
+
 class HostReport(Struct, array_like=True):
-    """What one host reports."""
+    """What one host reports.
+
+    :ivar is_stopping: it takes no part any more
+    :ivar is_leaving: it will stop, and serves until nobody needs it
+    """
 
     name: str
     node: str
@@ -68,6 +98,8 @@ class HostReport(Struct, array_like=True):
     is_stopping: bool
     led: list[LedPartition]
     held: list[HeldReplica]
+    capacity: Capacity = Capacity()
+    is_leaving: bool = False
 
 
 def decode_report(answer: Any) -> HostReport:
@@ -84,16 +116,19 @@ def decode_report(answer: Any) -> HostReport:
 class Reporter:
     """Makes the reports of one host."""
 
-    def __init__(self, name: str, node: str, zone: str) -> None:
+    def __init__(self, name: str, node: str, zone: str, capacity: Capacity) -> None:
         self._name = name
         self._node = node
         self._zone = zone
-        self._rates: dict[int, _Rate] = {}
+        self._capacity = capacity
+        self._rates: dict[int, _Rates] = {}
 
-    def report(self, partitions: Iterable[HostedPartition], *, roster_version: int, bytes_each: int, is_stopping: bool) -> HostReport:
+    def report(self, partitions: Iterable[HostedPartition], *, roster_version: int, bytes_each: int, state: str) -> HostReport:
         """How things are now.
 
-        :param bytes_each: about how large one replica is
+        :param state: of the host: ``serving``, ``leaving``, ``stopping``
+
+        :param bytes_each: about how large one replica is of which no more is known
         """
         led, held = [], []
         now_s = time.monotonic()
@@ -102,39 +137,48 @@ class Reporter:
             configuration = shell.core.configuration
             held.append(HeldReplica(partition.id, shell.me.incarnation, configuration.version, list(configuration.members)))
             if partition.serving:
-                rate = self._rates.setdefault(partition.id, _Rate(now_s, partition))
-                led.append(_led(shell, configuration, partition, bytes_each, rate.update(now_s, partition)))
+                epoch = shell.core.epoch
+                rates = self._rates.get(partition.id)
+                if rates is None or rates.epoch != epoch:
+                    rates = self._rates[partition.id] = _Rates(epoch, now_s, partition)
+                rates.update(now_s, partition)
+                led.append(_led(shell, configuration, partition, bytes_each, rates))
             else:
                 self._rates.pop(partition.id, None)
-        return HostReport(self._name, self._node, self._zone, roster_version, is_stopping, led, held)
+        is_stopping = state == "stopping"
+        is_leaving = is_stopping or state == "leaving"
+        return HostReport(self._name, self._node, self._zone, roster_version, is_stopping, led, held, self._capacity, is_leaving)
 
 
-class _Rate:
-    """Calls per second of one partition, as a moving mean."""
+class _Rates:
+    """Moving means of what one partition does while this host serves it.
 
-    def __init__(self, now_s: float, partition: HostedPartition) -> None:
+    :ivar epoch: in which that is
+    """
+
+    def __init__(self, epoch: int, now_s: float, partition: HostedPartition) -> None:
+        self.epoch = epoch
+        self.calls_per_s = 0.0
+        self.load = 0.0
         self._since_s = now_s
         self._count = _calls(partition)
-        self._mean = 0.0
 
-    def update(self, now_s: float, partition: HostedPartition) -> float:
+    def update(self, now_s: float, partition: HostedPartition) -> None:
         elapsed_s = now_s - self._since_s
         if elapsed_s > 0.1:
             count = _calls(partition)
-            share = min(1.0, elapsed_s / RATE_WINDOW_S)
-            self._mean += share * ((count - self._count) / elapsed_s - self._mean)
+            share = -math.expm1(-elapsed_s / RATE_WINDOW_S)
+            self.calls_per_s += share * ((count - self._count) / elapsed_s - self.calls_per_s)
+            self.load += share * (partition.load.total - self.load)
             self._since_s, self._count = now_s, count
-        return self._mean
 
 
 def _calls(partition: HostedPartition) -> int:
     return partition.changes_total + partition.reads_total
 
 
-def _led(
-    shell: ReplicaShell, configuration: Configuration, partition: HostedPartition, bytes_each: int, calls_per_s: float
-) -> LedPartition:
-    core = shell.core
+def _led(shell: ReplicaShell, configuration: Configuration, partition: HostedPartition, bytes_each: int, rates: _Rates) -> LedPartition:
+    core, size = shell.core, shell.durable.size.total
     in_sync, may_lead = [shell.me.host], [shell.me.host]
     lost = []
     for member, progress in core.progress.items():
@@ -158,9 +202,18 @@ def _led(
         in_sync,
         may_lead,
         lost,
-        bytes_each,
-        round(calls_per_s, 1),
+        size if size is not None else bytes_each,
+        round(rates.calls_per_s, 1),
+        rates.load,
     )
+
+
+class _Before(NamedTuple):
+    """What a partition did when its primary changed."""
+
+    at_s: float
+    calls_per_s: float
+    load: float
 
 
 class Overview:
@@ -175,6 +228,7 @@ class Overview:
         self._since_s = dict.fromkeys(self._is_up, now_s)
         self._reports: dict[str, HostReport] = {}
         self._led: dict[int, tuple[LedPartition, str]] = {}
+        self._before: dict[int, _Before] = {}
 
     @property
     def names(self) -> list[str]:
@@ -204,7 +258,23 @@ class Overview:
         for led in report.led:
             known = self._led.get(led.id)
             if known is None or known[0].epoch < led.epoch or known[1] == report.name:
+                if known is not None and known[0].epoch != led.epoch:
+                    self._before[led.id] = _Before(now_s, *self._rates_of(known[0], now_s))
                 self._led[led.id] = led, report.name
+
+    def _rates_of(self, led: LedPartition, now_s: float) -> tuple[float, float]:
+        """(calls/s, load) of a partition: what its primary has measured, and what was known before, as far as that counts yet.
+
+        A primary measures from nothing on. Without the rest, what was just moved would seem to do nothing, and more would move after it.
+        """
+        before = self._before.get(led.id)
+        if before is None:
+            return led.calls_per_s, led.load
+        share = math.exp(-(now_s - before.at_s) / RATE_WINDOW_S)
+        if share < RATE_FORGOTTEN:
+            del self._before[led.id]
+            return led.calls_per_s, led.load
+        return led.calls_per_s + share * before.calls_per_s, led.load + share * before.load
 
     def let_time_pass(self, now_s: float) -> None:
         """Who was not heard for long is down."""
@@ -216,6 +286,10 @@ class Overview:
     def report_of(self, name: str) -> HostReport | None:
         """The newest report of a host."""
         return self._reports.get(name)
+
+    def heard_s(self, name: str) -> float:
+        """When `name` has reported for the last time (monotonic); 0 if it has not."""
+        return self._heard_s.get(name, 0.0)
 
     def is_up(self, name: str) -> bool:
         """Whether `name` reports."""
@@ -239,37 +313,45 @@ class Overview:
         now_s: float,
         *,
         intents: dict[str, tuple[Intent, int]],
-        nodes: dict[str, tuple[str, str]],
+        nodes: Mapping[str, HostRecord],
         replica_set_size: int,
         partition_count: int,
         busy: Mapping[int, str],
         frozen_why: str,
+        constraint_of: Callable[[int], Mapping[str, str]],
     ) -> Observation:
         """What placement is to look at.
 
         :param intents: node -> (intent, the order in which it came)
-        :param nodes: host -> (node, zone), as far as it was ever reported
+        :param nodes: by host, as far as it was ever reported
         :param busy: partitions for which an order is being carried out, and which
+        :param constraint_of: labels that the nodes of a partition's replicas must have
         """
-        node_of = {name: nodes.get(name, (name, "")) for name in self._is_up}
-        zones = dict(node_of.values())
+        record_of = {name: nodes.get(name) or HostRecord(name, "") for name in self._is_up}
+        zones = {record.node: record.zone for record in record_of.values()}
+        labels: dict[str, dict[str, str]] = {node: {} for node in zones}
+        for record in record_of.values():
+            labels[record.node].update(record.capacity.labels)
         node_views = []
         for node, zone in zones.items():
             intent, number = intents.get(node, (Intent.NONE, 0))
-            node_views.append(NodeView(node, zone, intent=intent, intent_no=number))
+            node_views.append(NodeView(node, zone, labels[node], intent, number))
         hosts = []
-        for name, (node, _) in node_of.items():
+        for name, record in record_of.items():
             report = self._reports.get(name)
             is_stopping = self._is_up[name] and report is not None and report.is_stopping
             # One that stops in order is down from now on, and was up until now.
             for_s = 0.0 if is_stopping else max(0.0, now_s - self._since_s[name])
-            hosts.append(HostView(name, node, self._is_up[name] and not is_stopping, for_s))
-        partitions = [self._partition_view(led, host, busy.get(led.id, "")) for led, host in self._led.values()]
-        partitions += self._never_led()
+            is_up = self._is_up[name] and not is_stopping
+            hosts.append(HostView(name, record.node, is_up, for_s, record.capacity.weight, record.capacity.replicas_max))
+        partitions = [
+            self._partition_view(led, host, busy.get(led.id, ""), constraint_of(led.id), now_s) for led, host in self._led.values()
+        ]
+        partitions += self._never_led(constraint_of)
         is_complete = len(partitions) == partition_count + 1  # and the system partition
         return Observation(node_views, hosts, partitions, min(replica_set_size, len(zones)), frozen_why, is_complete)
 
-    def _never_led(self) -> list[PartitionView]:
+    def _never_led(self, constraint_of: Callable[[int], Mapping[str, str]]) -> list[PartitionView]:
         """Partitions that no host has served since this overview began, by what their replicas know."""
         newest: dict[int, HeldReplica] = {}
         for report in self._reports.values():
@@ -282,11 +364,13 @@ class Overview:
                 held.version,
                 "",
                 tuple(ReplicaView(member.host, member.incarnation, is_in_sync=False) for member in held.members),
+                constraint=constraint_of(number),
             )
             for number, held in newest.items()
         ]
 
-    def _partition_view(self, led: LedPartition, host: str, order: str) -> PartitionView:
+    def _partition_view(self, led: LedPartition, host: str, order: str, constraint: Mapping[str, str], now_s: float) -> PartitionView:
+        calls_per_s, load = self._rates_of(led, now_s)
         is_led = self._is_led(led, host)
         in_sync, may_lead, lost = set(led.in_sync) if is_led else set(), set(led.may_lead), set(led.lost)
         replicas = [
@@ -311,7 +395,9 @@ class Overview:
             is_changing=led.is_changing or bool(order),
             is_swapping=led.is_swapping or order == "swap",
             bytes=led.bytes,
-            calls_per_s=led.calls_per_s,
+            calls_per_s=calls_per_s,
+            load=load,
+            constraint=constraint,
         )
 
     def strangers(self) -> list[tuple[str, int, int, int, int]]:

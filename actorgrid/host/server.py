@@ -303,6 +303,9 @@ class HostConnection(asyncio.Protocol):
             status, answer = messages.STATUS_ERROR, error_payload(error)
         except TimeoutError:
             status, answer = messages.STATUS_ERROR, error_payload(DeadlineExceededError(f"{verb} took more than {ADMIN_TIMEOUT_S:g} s"))
+        except Exception as error:
+            logger.exception("admin question could not be answered verb=%.40s", verb)
+            status, answer = messages.STATUS_ERROR, error_payload(ActorGridError(f"{verb:.40}: {type(error).__name__}: {error}"))
         self._write(frame(messages.encode(messages.AdminReply(correlation, status, msgspec.Raw(answer)))))
 
     # -- answers

@@ -183,6 +183,9 @@ class Turn(TurnContext):
         result: R = await self.activation.partition.outgoing.offload(self, function, args, cpus, memory_bytes)
         return result
 
+    def report_load(self, load: float) -> None:
+        self.activation.partition.load.report(self.activation, load)
+
     def __repr__(self) -> str:
         request = f"{self.client_id.hex()[:8]}/{self.number}{self.path or ''}"
         return f"<turn {self.method.qualified_name} of {self.activation.address!r} request {request}>"

@@ -24,6 +24,7 @@ from actorgrid.replication.configuration import Configuration
 from actorgrid.replication.entry import read_head
 from actorgrid.storage import keys
 from actorgrid.storage.replica_store import ReplicaStore
+from actorgrid.storage.size import SizeCount
 from actorgrid.storage.store import ACTIVE, RETIRED, Batch, ReplicaPointer, Store
 
 #: A chunk is about this large; a larger value is alone in its chunk.
@@ -33,6 +34,7 @@ COPY_CHUNK_PAIRS_MAX: Final = 2048
 
 COPIED_META: Final = (keys.META_APPLIED, keys.META_CONFIGURATION, keys.META_SESSIONS)
 _COPIED_KINDS: Final = (keys.STATE[0], keys.SESSION[0], keys.IDEMPOTENCY[0])
+_COUNTED: Final = (keys.STATE, keys.IDEMPOTENCY, keys.EXPIRY)
 _EXPIRY_KEY_BYTES: Final = len(keys.EXPIRY) + 8  # then the key it speaks of
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -100,7 +102,10 @@ class CopySource:
         self._lsn = replica.applied_lsn
         self._epoch_at_lsn = replica.epoch_at(replica.applied_lsn)
         self._configuration, self._configuration_lsn = replica.configuration, replica.configuration_lsn
-        self.bytes_total_estimate = replica.store.state_bytes_estimate() // max(1, len(replica.store.replica_pointers()))
+        size = replica.size.total
+        self.bytes_total_estimate = (
+            size if size is not None else replica.store.state_bytes_estimate() // max(1, len(replica.store.replica_pointers()))
+        )
         self._view = replica.store.view()
         try:
             for name in (keys.META_APPLIED, keys.META_SESSIONS):
@@ -172,6 +177,7 @@ class CopyTarget:
         self._totals = _Totals()
         self._last_key = b""
         self._meta: dict[bytes, bytes] = {}
+        self._size = SizeCount(self._prefix)
         self._is_over = False
 
     def _check_pointer(self) -> ReplicaPointer | None:
@@ -218,7 +224,9 @@ class CopyTarget:
         prefix = self._prefix
         for key, value in pairs:
             batch.put(prefix + key, value)
-            if key[:1] == keys.META:
+            if key[:1] in _COUNTED:
+                self._size.add(key, value)
+            elif key[:1] == keys.META:
                 self._meta[key] = value
         self._store.write(batch)
         self._last_key = last_key
@@ -254,6 +262,7 @@ class CopyTarget:
         self._store.put_pointer(batch, pointer)
         self._store.forget_half_built(batch, self.partition, self.generation)
         batch.put(self._prefix + keys.META_EPOCH, _encode((epoch, voted_for)))
+        self._size.put(batch)
         if summary.lsn:
             batch.put(self._prefix + keys.META_LOG_START, _encode((summary.lsn, summary.epoch_at_lsn)))
         self._is_over = True

@@ -33,6 +33,8 @@ META_APPLIED: Final = META + b"applied"
 META_SESSIONS: Final = META + b"sessions"
 #: (lsn of its entry, configuration) as MessagePack: the one in force at applied_lsn.
 META_CONFIGURATION: Final = META + b"configuration"
+#: About how large state and idempotency records are, see `actorgrid.storage.size`. Never copied: the target counts what it gets.
+META_BYTES: Final = META + b"bytes"
 
 HOST: Final = b"\xff" * PREFIX_BYTES
 #: Whose data this is.

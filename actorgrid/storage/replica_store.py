@@ -26,6 +26,7 @@ from actorgrid.replication.sessions import SessionRecord, SessionTable
 from actorgrid.settings import HostSettings
 from actorgrid.storage import keys
 from actorgrid.storage.log import LogItem, ReplicaLog
+from actorgrid.storage.size import SizeCount, StateSize
 from actorgrid.storage.store import ACTIVE, Batch, ReplicaPointer, Store
 
 #: Expired idempotency records dropped for each one written: more than one, so that they cannot pile up.
@@ -85,6 +86,7 @@ class ReplicaStore:
     :ivar append: see `ReplicaLog.append`
     :ivar read_log: see `ReplicaLog.read`
     :ivar applied_lsn: the state has everything up to here
+    :ivar size: of that, about
     :ivar collects_changes: whether `committed` keeps addresses for `take_changed_addresses`
     """
 
@@ -96,6 +98,7 @@ class ReplicaStore:
         self.store = store
         self.log = ReplicaLog(pointer.partition, self.prefix, store, settings.log_retention_bytes)
         self.applied_lsn = 0
+        self.size = StateSize(store, self.prefix)
         self.collects_changes = False
         self.append = self.log.append
         self.read_log = self.log.read
@@ -119,6 +122,7 @@ class ReplicaStore:
         store.put_pointer(batch, pointer)
         prefix = keys.replica_prefix(pointer.partition, pointer.generation)
         batch.put(prefix + keys.META_CONFIGURATION, _encode((0, configuration)))
+        SizeCount(prefix).put(batch)
 
     # -- start
 
@@ -132,6 +136,7 @@ class ReplicaStore:
         epoch, voted_for = self._meta(keys.META_EPOCH, _decode_epoch) or (0, "")
         self.applied_lsn, self._committed_time_ms = self._meta(keys.META_APPLIED, _APPLIED.unpack) or (0, 0)
         self._committed_lsn = self.applied_lsn
+        self.size.load(is_empty=not self.applied_lsn)
         self.log.time_lsn, self.log.time_ms = self._committed_lsn, self._committed_time_ms
         stored = self._meta(keys.META_CONFIGURATION, _decode_configuration)
         if stored is None:
@@ -318,6 +323,7 @@ class ReplicaStore:
         assert lsn <= committed_lsn, f"{lsn} is to be applied, and only {committed_lsn} is committed"
         if lsn == self.applied_lsn:
             return False
+        self.size.apply(batch, self._unapplied)
         for key, value in self._unapplied.items():
             if value is None:
                 batch.delete(key)
@@ -349,8 +355,26 @@ class ReplicaStore:
         for client_id in forgotten:
             batch.delete(prefix + keys.SESSION + client_id)
         batch.put(prefix + keys.META_SESSIONS, _encode((self.applied_lsn, self._sessions.evicted_lsn)))
+        self.size.put(batch)
         self._checkpoint_lsn = self.applied_lsn
         self.log.truncate_prefix(batch, self.applied_lsn)
+
+    def begin_anew(self, batch: Batch, pointer: ReplicaPointer, configuration: Configuration, lsn: int, epoch: int) -> None:
+        """Let `batch` make this data the whole of the replica of `pointer`, without any log, as of position `lsn` in `epoch`.
+
+        Everything in the log is taken for committed and must be applied with this very batch; the old object must not be used any more.
+        """
+        assert self.applied_lsn == self.last_lsn < lsn, f"{self.applied_lsn} is applied of {self.last_lsn}, to begin at {lsn}"
+        assert pointer.generation == self.pointer.generation, f"{pointer} has other data than {self.pointer}"
+        prefix = self.prefix
+        self._checkpoint(batch)
+        self.store.put_pointer(batch, pointer)
+        batch.put(prefix + keys.META_APPLIED, _APPLIED.pack(lsn, self._committed_time_ms))
+        batch.put(prefix + keys.META_SESSIONS, _encode((lsn, self._sessions.evicted_lsn)))
+        batch.put(prefix + keys.META_CONFIGURATION, _encode((lsn, configuration)))
+        batch.put(prefix + keys.META_LOG_START, _encode((lsn, epoch)))
+        batch.put(prefix + keys.META_EPOCH, _encode((epoch, "")))
+        batch.truncate_log(prefix, keys.after(prefix))
 
     # -- reading
 

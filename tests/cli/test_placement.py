@@ -5,29 +5,9 @@ from __future__ import annotations
 import json
 import time
 
-from typer.testing import CliRunner, Result
-
-from actorgrid.cli.commands import app
+from plain_grid import begin, nodes, run
 
 DEADLINE_S = 30.0
-
-
-def run(*args: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, list(args))
-    assert result.exit_code == code, result.output
-    return result
-
-
-def begin(address: str) -> None:
-    run("init", "--address", address)
-    deadline = time.monotonic() + DEADLINE_S
-    while {partition["health"] for partition in json.loads(run("status", "--json", "--address", address).stdout)["partitions"]} != {"ok"}:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def nodes(address: str) -> dict[str, dict[str, object]]:
-    return {row["name"]: row for row in json.loads(run("nodes", "--json", "--address", address).stdout)["nodes"]}
 
 
 def test_a_node_is_drained_and_taken_back(address_of_four: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 from actorgrid.cluster.local import LocalGrid
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-MODULES = ["bank", "collections_example", "offload_example", "reentrancy_example"]
+MODULES = ["bank", "collections_example", "load_example", "offload_example", "reentrancy_example"]
 
 #: What each example prints, line by line, on a grid where it has not run before.
 PROMISED = {
@@ -45,6 +45,11 @@ no such article: None
 a page: ['A-050', 'A-051', 'A-052']
 last of the history: [('A-098', 99), ('A-099', 100)]
 sizes: (100, 100)
+""",
+    "load_example": """\
+viewers in 30 rooms: 46500
+refused: grid.report_load: load must be a finite number, 0 or more, got -900
+placement hears of it: True
 """,
     "offload_example": """\
 primes below 20,000,000: 1270607

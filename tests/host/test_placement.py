@@ -3,126 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 
 import pytest
-from host_actors import Box
-from host_harness import PARTITIONS, HostByHost, free_port, make_config, run, seeds, until
+from host_harness import PARTITIONS, make_config, run, seeds, until
+from placement_harness import PATIENT, SETTINGS, Load, hosts_of
 
 from actorgrid import grid
-from actorgrid.errors import RequestError, TransientError
+from actorgrid.errors import RequestError
 from actorgrid.host.host import Host
-from actorgrid.settings import ClientSettings, HostSettings
-
-PATIENT = ClientSettings(timeout_s=15.0, connect_timeout_s=0.5)
-SETTINGS = HostSettings(placement_quiet_s=0.3, replica_restart_wait_s=2.0)
-
-
-class Grid(HostByHost):
-    """Hosts of one grid, each on a node of its own: host-1 on node-1 and so on."""
-
-    def __init__(self, path, count):
-        super().__init__(path, count, replicas=3, settings=SETTINGS)
-
-    async def add(self):
-        """One more host, which knows the others; they do not know it."""
-        self.ports.append(free_port())
-        self.hosts.append(None)
-        return await self.start(len(self.hosts) - 1)
-
-    def manager(self):
-        return next((host for host in self.up if 0 in host.partitions and host.partitions[0].serving), None)
-
-    def members(self):
-        """partition -> hosts of its configuration, as its primary has it."""
-        return {
-            partition.id: sorted(member.host for member in partition.replica.configuration.members)
-            for host in self.up
-            for partition in host.partitions.values()
-            if partition.serving
-        }
-
-    def held(self, index):
-        return sorted(self.hosts[index].shells)
-
-    def primaries(self, index):
-        return sorted(partition.id for partition in self.hosts[index].partitions.values() if partition.serving)
-
-    async def operate(self, verb, **arguments):
-        """Ask some host, as a tool would; again while the manager is moving."""
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                return await self.up[-1].administer(verb, arguments)
-            except TransientError:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.05)
-
-    async def drained(self, node, timeout_s=15):
-        """Wait until the drain of `node` is done; its row."""
-        deadline = time.monotonic() + timeout_s
-        while (row := await self.operate("drain_status", node=node))["state"] != "done":
-            assert time.monotonic() < deadline, row
-            await asyncio.sleep(0.05)
-        return row
-
-    async def until_equal(self):
-        """Every replica of every partition has applied the same, and it is the same."""
-
-        def equal():
-            found = {}
-            for host in self.up:
-                for row in host.digests():
-                    found.setdefault(row["id"], []).append((row["applied_lsn"], row["digest"]))
-            return len(found) == PARTITIONS + 1 and all(len(rows) == 3 and len(set(rows)) == 1 for rows in found.values())
-
-        await until(equal, 10)
-
-
-@contextlib.asynccontextmanager
-async def hosts_of(path, count):
-    made = Grid(path, count)
-    for index in range(count):
-        await made.start(index)
-    await made.hosts[0].administer("init", {})
-    await until(lambda: len(made.members()) == PARTITIONS + 1, 10)
-    try:
-        yield made
-    finally:
-        for host in made.up:
-            await host.stop()
-
-
-class Load:
-    """Callers that never stop, and what they saw."""
-
-    def __init__(self, client, callers=8):
-        self._client = client
-        self._callers = callers
-        self.acknowledged = dict.fromkeys(range(callers), 0)
-        self.gaps = []
-        self._tasks = []
-        self._is_over = False
-
-    async def _call(self, number):
-        box = self._client.get(Box, f"b{number}")
-        while not self._is_over:
-            began = time.monotonic()
-            assert await box.add(1) == self.acknowledged[number] + 1  # once each, whatever moves
-            self.acknowledged[number] += 1
-            self.gaps.append(time.monotonic() - began)
-
-    async def __aenter__(self):
-        self._tasks = [asyncio.create_task(self._call(number)) for number in range(self._callers)]
-        await asyncio.sleep(0.2)
-        return self
-
-    async def __aexit__(self, *_):
-        self._is_over = True
-        for task in self._tasks:
-            await task
 
 
 def test_a_node_is_emptied_while_callers_go_on(tmp_path):
@@ -173,7 +62,7 @@ def test_a_restart_moves_primaries_and_no_data(tmp_path):
                 await made.start(0)
                 await made.operate("undrain", node="node-1")
                 await until(lambda: made.primaries(0), 15)
-            assert made.members() == before
+            await until(lambda: made.members() == before, 5)  # one that is being swapped just now is missing for a moment
             await made.until_equal()
 
     run(main, timeout_s=60)

@@ -1,0 +1,188 @@
+"""Operators' verbs over HTTP, for what is no Python: notices of other systems, probes, preStop hooks, curl.
+
+===========================================  ==========================================================
+``GET /``                                    a page that shows where everything is, and what moves
+``GET /livez``                               the process answers
+``GET /readyz``                              200 while it serves; 503 before, and once it leaves
+``GET /v1/status``                           this host's part of ``actorgrid status``
+``GET /v1/nodes``                            ``actorgrid nodes``
+``GET /v1/nodes/NODE/drain``                 how far a drain is
+``POST /v1/nodes/NODE/drain``                ``{"intent": "restart", "deadline_s": 120}``; ``"estimate": true`` only asks
+``DELETE /v1/nodes/NODE/drain``              takes it back
+``GET /v1/partitions``                       where the replicas of all partitions are
+``GET /v1/partitions/NUMBER``                ``actorgrid explain NUMBER``
+``GET /v1/moves``                            ``actorgrid moves``
+``POST /v1/rebalance``                       ``{"dry_run": true}`` only shows
+``POST /v1/freeze`` ``{"reason": TEXT}``     ``DELETE /v1/freeze`` lets moves go on
+===========================================  ==========================================================
+
+Every other answer is JSON. Any host takes any question to the manager. Errors have ``{"error", "message"}``: 400 it can never be, 404 there
+is no such thing, 503 with ``Retry-After`` it may be asked again, 504 whether it was done is not known.
+
+It listens where the host does, on a loopback address until there are credentials. Requests of web pages are refused: what a browser sends
+for a page has an ``Origin``, or a ``Host`` that is not this machine's.
+
+This module must not: decide anything.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import ipaddress
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+from aiohttp import web
+
+from actorgrid.errors import ActorGridError, DeadlineExceededError, OutcomeUnknownError, RequestError, SettingsError, TransientError
+
+logger = logging.getLogger(__name__)
+
+BODY_BYTES_MAX: Final = 64 * 1024
+STOP_TIMEOUT_S: Final = 1.0
+#: The page loads nothing from elsewhere and talks to nobody else.
+PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpOwner(Protocol):
+    """What this needs of its host."""
+
+    state: str
+
+    async def administer(self, verb: str, arguments: dict[str, Any]) -> Any:
+        """Answer an operator's tool."""
+
+
+class HttpServer:
+    """The HTTP side of one host."""
+
+    def __init__(self, owner: HttpOwner) -> None:
+        self._owner = owner
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, address: str, port: int) -> None:
+        """Listen.
+
+        :raises SettingsError: the port is taken or may not be used
+        """
+        application = web.Application(middlewares=[_guarded], client_max_size=BODY_BYTES_MAX)
+        application.add_routes(
+            [
+                web.get("/", _page),
+                web.get("/livez", self._live),
+                web.get("/readyz", self._ready),
+                web.get("/v1/status", self._verb("status")),
+                web.get("/v1/nodes", self._verb("nodes")),
+                web.get("/v1/nodes/{node}/drain", self._verb("drain_status")),
+                web.post("/v1/nodes/{node}/drain", self._verb("drain")),
+                web.delete("/v1/nodes/{node}/drain", self._verb("undrain")),
+                web.get("/v1/partitions", self._verb("partitions")),
+                web.get(r"/v1/partitions/{partition:[0-9]{1,9}}", self._verb("explain")),
+                web.get("/v1/moves", self._verb("moves")),
+                web.post("/v1/rebalance", self._verb("rebalance")),
+                web.post("/v1/freeze", self._verb("freeze")),
+                web.delete("/v1/freeze", self._verb("unfreeze")),
+            ]
+        )
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_TIMEOUT_S)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, address, port, backlog=64).start()
+        except OSError as error:
+            await self.stop()
+            raise SettingsError(f"cannot listen for HTTP on {address}:{port}: {error.strerror or error}") from None
+
+    async def stop(self) -> None:
+        """Listen no more; once more does no harm."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _live(self, request: web.Request) -> web.Response:
+        return _json({"state": self._owner.state})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        state = self._owner.state
+        return _json({"state": state}, status=200 if state == "serving" else 503)
+
+    def _verb(self, verb: str) -> Handler:
+        async def handle(request: web.Request) -> web.Response:
+            arguments = await _arguments_of(request)
+            return _json(await self._owner.administer(verb, arguments))
+
+        return handle
+
+
+async def _page(request: web.Request) -> web.Response:
+    page = importlib.resources.files("actorgrid.host").joinpath("placement.html").read_text("utf-8")
+    return web.Response(text=page, content_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+@web.middleware
+async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Requests that no web page has made, and errors as JSON."""
+    try:
+        if "Origin" in request.headers or not _is_this_machine(request.host):
+            return _problem(403, "AccessDeniedError", "requests of web pages are not answered; ask 127.0.0.1 or localhost directly")
+        return await handler(request)
+    except web.HTTPException as error:
+        return _problem(error.status, "RequestError", error.reason)
+    except ActorGridError as error:
+        return _answer_to(error)
+    except Exception as error:
+        logger.exception("HTTP request could not be answered method=%s path=%s", request.method, request.path)
+        return _problem(500, type(error).__name__, str(error))
+
+
+def _answer_to(error: ActorGridError) -> web.Response:
+    name = type(error).__name__
+    if isinstance(error, RequestError):
+        return _problem(404 if str(error).startswith("there is no ") else 400, name, str(error))
+    if isinstance(error, TransientError):
+        return _problem(503, name, str(error), {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))})
+    if isinstance(error, DeadlineExceededError | OutcomeUnknownError):
+        return _problem(504, name, str(error))
+    return _problem(500, name, str(error))
+
+
+async def _arguments_of(request: web.Request) -> dict[str, Any]:
+    """What the path and the body say.
+
+    :raises RequestError: the body is no JSON object
+    """
+    arguments: dict[str, Any] = {}
+    body = await request.read()
+    if body:
+        try:
+            arguments = msgspec.json.decode(body, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise RequestError(f"the body must be a JSON object: {error}") from None
+    if "node" in request.match_info:
+        arguments["node"] = request.match_info["node"]
+    if "partition" in request.match_info:
+        arguments["partition"] = int(request.match_info["partition"])
+    arguments.pop("by", None)  # only hosts say that of themselves
+    return arguments
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether a ``Host`` header names this machine: a page that has its name lead here (DNS rebinding) still sends its own."""
+    name = host.rsplit(":", 1)[0].strip("[]") if not host.endswith("]") else host.strip("[]")
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _problem(status: int, name: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    body = msgspec.json.encode({"error": name, "message": message})
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)
