@@ -1,4 +1,4 @@
-"""``actorgrid up`` and ``actorgrid down``: a grid on this machine."""
+"""``actorgrid up`` and ``actorgrid down``: a grid on this machine, with a Ray of its own or on the nodes of one that runs."""
 
 from __future__ import annotations
 
@@ -47,6 +47,14 @@ def up_command(
             min=0, max=65_535, help=f"Port of the first host, the others follow; 0: any free. [as before, or {grid_file.PORT_DEFAULT}]"
         ),
     ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="Start no Ray: a host on each node of the Ray cluster with this control store; --nodes: so many are waited for.",
+        ),
+    ] = None,
     block: Annotated[bool, typer.Option("--block", help="Stay until Ctrl-C, and end the grid then.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until a start that hangs is given up.")] = local.START_TIMEOUT_S,
 ) -> None:
@@ -57,7 +65,13 @@ def up_command(
     if not app and not (data / grid_file.GRID_FILE).exists():
         common.fail("a new grid needs at least one --app MODULE with actor classes", common.EXIT_USAGE)
     wish = grid_file.Wish(
-        nodes=nodes, partitions=partitions, replicas=replicas, port=port, app=tuple(app) if app else None, app_path=(str(Path.cwd()),)
+        nodes=nodes,
+        partitions=partitions,
+        replicas=replicas,
+        port=port,
+        app=tuple(app) if app else None,
+        app_path=(str(Path.cwd()),),
+        ray_address=ray_address,
     )
     with common.errors_told():
         with _progress() as progress:

@@ -69,6 +69,7 @@ class GridFile(msgspec.Struct, frozen=True, kw_only=True):
     :ivar begun: hosts have their first replicas (`init`); until then nobody has anything
     :ivar app: actor modules of the last `up`
     :ivar app_path: directories that are put in front of ``sys.path`` before they are imported
+    :ivar ray_address: control store of the Ray cluster whose nodes have the hosts; empty: the grid has a Ray of its own
     :ivar actorgrid_version: release that wrote the file last, for people
     """
 
@@ -76,11 +77,17 @@ class GridFile(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: str
     partition_count: Annotated[int, Meta(ge=1)]
     replica_set_size: Annotated[int, Meta(ge=1)]
-    hosts: Annotated[tuple[HostEntry, ...], Meta(min_length=1)]
+    hosts: tuple[HostEntry, ...]
     begun: bool = False
     app: tuple[str, ...] = ()
     app_path: tuple[str, ...] = ()
+    ray_address: str = ""
     actorgrid_version: str = ""
+
+    def __post_init__(self) -> None:
+        # On a Ray cluster the keeper sees only after `up` has written the file which nodes there are.
+        if not self.hosts and (self.begun or not self.ray_address):
+            raise ValueError("a grid has at least one host")
 
     @property
     def address(self) -> str:
@@ -119,7 +126,11 @@ class RunningFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What the caller of `up` asked for; None: as the grid has it, or the default for a new one."""
+    """What the caller of `up` asked for; None: as the grid has it, or the default for a new one.
+
+    :ivar nodes: hosts; on a Ray cluster: so many nodes are waited for, at least
+    :ivar ray_address: ``HOST:PORT`` of the control store of a Ray cluster that runs already
+    """
 
     nodes: int | None = None
     partitions: int | None = None
@@ -127,6 +138,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     port: int | None = None  #: 0: any free ports
     app: tuple[str, ...] | None = None
     app_path: tuple[str, ...] = ()
+    ray_address: str | None = None
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -318,17 +330,22 @@ def open_grid(data: Path, wish: Wish, *, version: str) -> tuple[GridFile, bool]:
         f"{data} holds a grid with {has} {noun}, not {wanted}"
         for noun, has, wanted in (
             ("partitions", present.partition_count, wish.partitions),
-            ("nodes", len(present.hosts), wish.nodes),
+            ("nodes", len(present.hosts), None if present.ray_address else wish.nodes),
             ("replicas of each partition", present.replica_set_size, wish.replicas),
         )
         if wanted is not None and wanted != has
     ]
+    if wish.ray_address is not None and not present.ray_address:
+        problems.append(f"{data} holds a grid with a Ray of its own, which cannot be moved to the Ray cluster at {wish.ray_address}")
     if problems:
         raise DirectoryRefusedError(*problems)
     hosts = _with_ports(present.hosts, wish.port)
-    _refuse_taken_ports(hosts)
+    if not present.ray_address:  # there, hosts may have outlived their keeper, which takes them over again
+        _refuse_taken_ports(hosts)
     app, app_path = (present.app, present.app_path) if wish.app is None else (wish.app, wish.app_path)
-    return msgspec.structs.replace(present, hosts=hosts, app=app, app_path=app_path, actorgrid_version=version), False
+    ray_address = present.ray_address if wish.ray_address is None else _checked_ray_address(wish.ray_address)
+    changes = {"hosts": hosts, "app": app, "app_path": app_path, "ray_address": ray_address, "actorgrid_version": version}
+    return msgspec.structs.replace(present, **changes), False
 
 
 def _new_grid(wish: Wish, version: str) -> GridFile:
@@ -348,12 +365,16 @@ def _new_grid(wish: Wish, version: str) -> GridFile:
         problems.append("a new grid needs at least one actor module: --app MODULE")
     if problems:
         raise SettingsError(*problems)
-    entries = tuple(
-        HostEntry(name=f"host-{i}", node=f"node-{i}", address=ports.LOOPBACK, port=PORT_DEFAULT, data_dir=f"host-{i}")
-        for i in range(1, nodes + 1)
-    )
-    hosts = _with_ports(entries, PORT_DEFAULT if wish.port is None else wish.port)
-    _refuse_taken_ports(hosts)
+    if wish.ray_address is not None:
+        hosts: tuple[HostEntry, ...] = ()  # the keeper looks which nodes there are
+    else:
+        hosts = give_ports(
+            tuple(
+                HostEntry(name=f"host-{i}", node=f"node-{i}", address=ports.LOOPBACK, port=PORT_DEFAULT, data_dir=f"host-{i}")
+                for i in range(1, nodes + 1)
+            ),
+            wish.port,
+        )
     return GridFile(
         format_version=FORMAT_VERSION,
         cluster_id=secrets.token_hex(8),
@@ -362,8 +383,31 @@ def _new_grid(wish: Wish, version: str) -> GridFile:
         hosts=hosts,
         app=tuple(wish.app or ()),
         app_path=wish.app_path,
+        ray_address="" if wish.ray_address is None else _checked_ray_address(wish.ray_address),
         actorgrid_version=version,
     )
+
+
+def _checked_ray_address(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise SettingsError(f"Ray address {address!r}: expected HOST:PORT of its control store, as `ray start --head --port PORT` tells it")
+    if not ports.is_loopback(host):
+        raise SettingsError(
+            f"Ray address {address}: a Ray that is not on a loopback address has nodes off this machine, and hosts there need credentials, "
+            "which this release does not have; start Ray's nodes with `ray start --node-ip-address 127.0.0.1`"
+        )
+    return address
+
+
+def give_ports(hosts: Sequence[HostEntry], first: int | None) -> tuple[HostEntry, ...]:
+    """The hosts of a new grid with their ports, from `first` on; None: from the default, 0: any that are free.
+
+    :raises SettingsError: one is taken, or out of range
+    """
+    entries = _with_ports(hosts, PORT_DEFAULT if first is None else first)
+    _refuse_taken_ports(entries)
+    return entries
 
 
 def _with_ports(hosts: Sequence[HostEntry], first: int | None) -> tuple[HostEntry, ...]:

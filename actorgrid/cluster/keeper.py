@@ -1,9 +1,12 @@
-"""The keeper: one process per local grid that leads its session, starts Ray and the hosts, and ends them in order.
+"""The keeper: one process per grid that leads its session, starts Ray and the hosts, and ends them in order.
 
 ``python -P -m actorgrid.cluster.keeper``, started by `actorgrid.cluster.local.up`: reads a `KeeperOrder` from stdin, tells
 on stdout how far it is (`Step`, one JSON object a line) and closes it once every host has answered and the grid is begun. It inherits the
 directory's lock and holds it to its end. SIGHUP: there are requests for hosts to come or go (`nodes`). SIGTERM: hosts stop in order, then
 everything of the session is ended. It takes no part in serving.
+
+With `GridFile.ray_address` it starts no Ray but attaches to one that runs, on which hosts come and go with the nodes (`ray_nodes`).
+They outlive a keeper that dies; the next one takes them over.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,6 +33,9 @@ from actorgrid.cluster.processes import ProcessMark
 from actorgrid.errors import ActorGridError, DeadlineExceededError, RequestError, from_wire, to_wire
 from actorgrid.ids import new_client_id
 from actorgrid.settings import HostSettings, WireSettings
+
+if TYPE_CHECKING:
+    from actorgrid.cluster import ray_nodes
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +52,11 @@ RAY_DIR_PREFIX = "ag-"
 
 
 class KeeperOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What to start."""
+    """What to start.
+
+    :ivar nodes_min: on a Ray cluster: how many nodes to wait for
+    :ivar first_port: on a Ray cluster: of the first host of a new grid; None: the default, 0: any
+    """
 
     data: str
     grid: grid_file.GridFile
@@ -54,16 +64,20 @@ class KeeperOrder(msgspec.Struct, frozen=True, kw_only=True):
     lock_descriptor: int
     start_timeout_s: float
     cpus: int
+    nodes_min: int = 1
+    first_port: int | None = None
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How far the start is: ``ray``, ``hosts``, ``begin`` (new grids only), and at the end ``started`` or ``failed``.
 
     :ivar errors: for ``failed``: host name (or ``""``) with error class, message and details
+    :ivar hosts: for ``started``: those that run
     """
 
     step: str
     errors: list[tuple[str, tuple[str, str, dict[str, Any]]]] = []
+    hosts: tuple[str, ...] = ()
 
 
 class Keeper:
@@ -77,9 +91,15 @@ class Keeper:
         self._told_to_stop = False
         self._wake_up, self._wake_up_end = os.pipe()
         self._ray: Any = None
-        self._hosts: list[Any] = []
+        self._nodes: ray_nodes.RayNodes | None = None
+        self.hosts: list[Any] = []
         self._grid = order.grid
         self._settings = HostSettings()
+
+    @property
+    def grid(self) -> grid_file.GridFile:
+        """As ``grid.json`` has it."""
+        return self._grid
 
     def run(self) -> int:
         """Start, watch until told to stop, end everything; the process's exit code."""
@@ -111,6 +131,21 @@ class Keeper:
 
     def _start(self) -> bool:
         self._write_running()
+        self._settings = HostSettings(**self._order.settings)  # type: ignore[arg-type]  # it checks each value itself
+        if self._grid.ray_address:
+            self._attach()
+        else:
+            self._start_ray()
+        self._tell(Step(step="hosts"))
+        errors = self._wait_started()
+        if not errors and not self._grid.begun:
+            self._tell(Step(step="begin"))
+            self._begin()
+        self._tell(Step(step="failed" if errors else "started", errors=errors, hosts=tuple(host.name for host in self.hosts)))
+        return not errors
+
+    def _start_ray(self) -> None:
+        """Start a Ray of our own, and a host for each entry of the grid."""
         from actorgrid.cluster import ray_api
 
         gcs_directory = self._data / grid_file.KEEPER_DIRECTORY / "ray"
@@ -119,26 +154,38 @@ class Keeper:
         gcs_directory.mkdir(parents=True)
         os.environ.update(ray_api.ray_environment(gcs_directory))
         self._ray = ray_api.LocalRay(self._ray_dir, cpus=self._order.cpus)
-        self._write_running()
-        self._tell(Step(step="ray"))
+        self._connect()
         from actorgrid.cluster import ray_host
 
-        self._ray.connect(self._order.grid.cluster_id)
-        signal.signal(signal.SIGTERM, self._on_sigterm)  # after connect, which installs one of Ray's
-        settings = HostSettings(**self._order.settings)  # type: ignore[arg-type]  # it checks each value itself
-        self._grid = self._order.grid
-        self._settings = settings
-        self._hosts = [
-            ray_api.create_host_actor(ray_host.HostActor, host.name, ray_host.order_of(self._grid, host, self._data, settings))
+        self.hosts = [
+            ray_api.create_host_actor(ray_host.HostActor, host.name, ray_host.order_of(self._grid, host, self._data, self._settings))
             for host in self._grid.hosts
         ]
-        self._tell(Step(step="hosts"))
-        errors = self._wait_started()
-        if not errors and not self._order.grid.begun:
-            self._tell(Step(step="begin"))
-            self._begin()
-        self._tell(Step(step="failed" if errors else "started", errors=errors))
-        return not errors
+
+    def _attach(self) -> None:
+        """Connect to the Ray that runs already, and start a host on each of its nodes."""
+        from actorgrid.cluster import ray_api
+
+        os.environ.update(ray_api.attached_environment())
+        self._ray = ray_api.AttachedRay(self._grid.ray_address)
+        self._connect()
+        from actorgrid.cluster import ray_nodes
+
+        self._nodes = ray_nodes.RayNodes(
+            self._ray,
+            self,
+            self._data,
+            self._settings,
+            start_timeout_s=self._order.start_timeout_s,
+            told_to_stop=lambda: self._told_to_stop,
+        )
+        self._nodes.start_first(self._order.nodes_min, self._order.first_port)
+
+    def _connect(self) -> None:
+        self._write_running()
+        self._tell(Step(step="ray"))
+        self._ray.connect(self._grid.cluster_id)
+        signal.signal(signal.SIGTERM, self._on_sigterm)  # after connect, which installs one of Ray's
 
     def _wait_started(self) -> list[tuple[str, tuple[str, str, dict[str, Any]]]]:
         """Wait until every host serves; those that do not, with the reason."""
@@ -147,7 +194,7 @@ class Keeper:
         deadline = time.monotonic() + self._order.start_timeout_s
         died_at: dict[str, float] = {}
         answers: dict[str, Any] = {}
-        waiting = list(self._hosts)
+        waiting = list(self.hosts)
         while waiting:
             left_s = max(0.1, deadline - time.monotonic())
             found = ray_api.results([host.begin("wait_started") for host in waiting], left_s, cancelled=lambda: self._told_to_stop)
@@ -169,9 +216,10 @@ class Keeper:
 
         :raises ActorGridError: not all of them did; the next `up` asks again, which is safe
         """
-        grid = self._order.grid
+        grid = self._grid
         log.info("grid begun: %s", asyncio.run(self._ask_to_begin(grid)))
-        grid_file.write_grid(self._data, msgspec.structs.replace(grid, begun=True))
+        self._grid = msgspec.structs.replace(grid, begun=True)
+        grid_file.write_grid(self._data, self._grid)
 
     async def _ask_to_begin(self, grid: grid_file.GridFile) -> Any:
         host = grid.hosts[0]
@@ -225,6 +273,8 @@ class Keeper:
             if not self._holds_directory():
                 log.error("the data directory was removed, the grid ends: data=%s", self._data)
                 return False
+            if self._nodes is not None:
+                self._nodes.look()
             for name in self._ray.dead_servers():
                 if name != "gcs_server":
                     log.error("ray server died, the grid ends: server=%s", name)
@@ -250,22 +300,24 @@ class Keeper:
 
     def _add(self, request: nodes.NodeRequest) -> nodes.NodeAnswer:
         """Start one more host, or one that was stopped."""
+        if self._nodes is not None:
+            return self._nodes.add(request.name)
         from actorgrid.cluster import ray_api, ray_host
 
-        running = {host.name for host in self._hosts}
+        running = {host.name for host in self.hosts}
         known = next((host for host in self._grid.hosts if host.name == request.name and host.name not in running), None)
         entry = known or nodes.new_host(self._grid, request.name)
         if known is None:
-            self._write_hosts((*self._grid.hosts, entry))
+            self.write_hosts((*self._grid.hosts, entry))
         order = ray_host.order_of(self._grid, entry, self._data, self._settings)
         handle = ray_api.create_host_actor(ray_host.HostActor, entry.name, order)
         [answer] = ray_api.results([handle.begin("wait_started")], self._order.start_timeout_s, cancelled=lambda: self._told_to_stop)
         if answer is not None:
             handle.end()
             if known is None:
-                self._write_hosts(tuple(host for host in self._grid.hosts if host.name != entry.name))
+                self.write_hosts(tuple(host for host in self._grid.hosts if host.name != entry.name))
             raise from_wire(*_as_wire(answer))
-        self._hosts.append(handle)
+        self.hosts.append(handle)
         return nodes.NodeAnswer(host=entry.name, address=f"{entry.address}:{entry.port}")
 
     def _stop_host(self, request: nodes.NodeRequest) -> nodes.NodeAnswer:
@@ -274,22 +326,31 @@ class Keeper:
 
         if request.verb != "stop":
             raise RequestError(f"unknown request {request.verb!r}")
-        handle = next((host for host in self._hosts if host.name == request.name), None)
+        handle = next((host for host in self.hosts if host.name == request.name), None)
+        if handle is None and request.forget and any(host.name == request.name for host in self._grid.hosts):
+            self._forget_host(request.name)  # it died with its node, which then was to be removed
+            return nodes.NodeAnswer(host=request.name)
         if handle is None:
-            names = ", ".join(sorted(host.name for host in self._hosts))
+            names = ", ".join(sorted(host.name for host in self.hosts))
             raise RequestError(f"no host {request.name!r} runs; those that do are {names}")
-        if len(self._hosts) == 1:
+        if len(self.hosts) == 1:
             raise RequestError(f"{request.name} is the last host that runs: use `actorgrid down`")
         [answer] = ray_api.results([handle.begin("stop")], HOSTS_STOP_S)
         if answer is not None:
             log.warning("host did not stop in order: host=%s reason=%s", handle.name, answer)
         handle.end()
-        self._hosts.remove(handle)
+        self.hosts.remove(handle)
+        if self._nodes is not None:
+            self._nodes.dismiss(handle)
         if request.forget:
-            self._write_hosts(tuple(host for host in self._grid.hosts if host.name != request.name))
+            self._forget_host(request.name)
         return nodes.NodeAnswer(host=request.name)
 
-    def _write_hosts(self, hosts: tuple[grid_file.HostEntry, ...]) -> None:
+    def _forget_host(self, name: str) -> None:
+        self.write_hosts(tuple(host for host in self._grid.hosts if host.name != name))
+
+    def write_hosts(self, hosts: tuple[grid_file.HostEntry, ...]) -> None:
+        """Change which hosts the grid has, for good."""
         present = grid_file.read_grid(self._data) or self._grid  # `begun` may have been written meanwhile
         self._grid = msgspec.structs.replace(present, hosts=hosts)
         grid_file.write_grid(self._data, self._grid)
@@ -303,13 +364,16 @@ class Keeper:
             return False
 
     def _end(self) -> None:
-        if self._hosts and self._ray is not None:
+        if self.hosts and self._ray is not None:
             from actorgrid.cluster import ray_api
 
             log.info("stopping hosts")
-            for host, answer in zip(self._hosts, ray_api.results([host.begin("stop") for host in self._hosts], HOSTS_STOP_S), strict=True):
+            for host, answer in zip(self.hosts, ray_api.results([host.begin("stop") for host in self.hosts], HOSTS_STOP_S), strict=True):
                 if answer is not None:
                     log.warning("host did not stop in order: host=%s reason=%s", host.name, answer)
+            if self._nodes is not None:  # another one's Ray goes on; our actors must not
+                for host in self.hosts:
+                    host.end()
         if self._ray is not None:
             self._ray.stop()
         me = ProcessMark.of(os.getpid())

@@ -1,4 +1,6 @@
-"""A grid on this machine: one Ray, N hosts that count as N nodes. `up`, `down`, and `LocalGrid` for tests, demos and benches.
+"""A grid on this machine: one Ray and N hosts that count as N nodes, or a host on each node of a Ray that runs already.
+
+`up`, `down`, and `LocalGrid` for tests, demos and benches.
 
 The calling process never imports Ray: all of that is in the keeper, a process of its own (`actorgrid.cluster.keeper`).
 """
@@ -43,6 +45,8 @@ PRIMARIES_WAIT_S = 15.0
 
 #: Of one round of questions to all hosts.
 REPORT_TIMEOUT_S = 1.5
+
+_HOSTS_GO_ON = "hosts may go on at their Ray cluster: `actorgrid up` takes them over, and then `down` ends them"
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -112,22 +116,28 @@ def up(
             lock_descriptor=descriptor,
             start_timeout_s=timeout_s,
             cpus=os.cpu_count() or 1,
+            nodes_min=wish.nodes or 1,
+            first_port=wish.port,
         )
         process = _start_keeper(data, order)
         mark = ProcessMark.of(process.pid)
         try:
             if mark is None:
                 raise StartFailedError(f"the keeper process ended at once\n{_tail(_keeper_log(data))}")
-            errors = _follow(process, data, timeout_s, progress)
+            last = _follow(process, data, timeout_s, progress)
+            errors = [(name, from_wire(*error)) for name, error in last.errors]
+            grid = grid_file.read_grid(data) or grid  # the keeper may have seen hosts, and begun it
             if not errors:
                 progress("waiting for partitions")
-                troubles = _run(_wait_until_served(grid, began + timeout_s))
+                troubles = _run(_wait_until_served(grid, began + timeout_s, last.hosts))
+                absent = [host for host in grid.hosts if host.name not in last.hosts]
+                troubles += tuple(f"{host.name} is not started: Ray has no node {host.node} for it now" for host in absent)
                 _children[process.pid] = process
-                grid = grid_file.read_grid(data) or grid
                 return Started(data=data, grid=grid, is_new=is_new, keeper=mark, seconds=time.monotonic() - began, troubles=troubles)
         except BaseException:
             _end_start(data, process, mark)
             _restore(data, before)
+            grid = grid_file.read_grid(data) or grid
             if is_new and not any((data / host.data_dir).exists() for host in grid.hosts):
                 _forget_new_grid(data, grid)
             raise
@@ -158,8 +168,8 @@ def _start_keeper(data: Path, order: keeper.KeeperOrder) -> subprocess.Popen[byt
     return process
 
 
-def _follow(process: subprocess.Popen[bytes], data: Path, timeout_s: float, progress: Progress) -> list[tuple[str, ActorGridError]]:
-    """Read the keeper's steps to the end; the hosts that failed, with their errors."""
+def _follow(process: subprocess.Popen[bytes], data: Path, timeout_s: float, progress: Progress) -> keeper.Step:
+    """Read the keeper's steps to the end; the last one, which says what runs or what failed."""
     assert process.stdout is not None
     words = {"ray": "starting hosts", "hosts": "waiting for hosts", "begin": "creating the first replicas"}
     # The keeper bounds its own waits; this bounds a keeper that hangs in Ray.
@@ -170,10 +180,8 @@ def _follow(process: subprocess.Popen[bytes], data: Path, timeout_s: float, prog
         for step in _steps(process.stdout):
             if step.step in words:
                 progress(words[step.step])
-            elif step.step == "started":
-                return []
-            elif step.step == "failed":
-                return [(name, from_wire(*error)) for name, error in step.errors]
+            elif step.step in ("started", "failed"):
+                return step
     finally:
         alarm.cancel()
         process.stdout.close()
@@ -269,7 +277,7 @@ def down(data: Path, *, timeout_s: float = DOWN_TIMEOUT_S) -> float:
     :param timeout_s: seconds until all that is left is killed, which loses nothing either
     :returns: the seconds it took
     :raises NotRunningError: no grid runs there, nor is anything left of one
-    :raises StartFailedError: some process would not end
+    :raises StartFailedError: some process would not end, or hosts on a Ray cluster have outlived their keeper
     """
     began = time.monotonic()
     data = data.absolute()
@@ -278,13 +286,18 @@ def down(data: Path, *, timeout_s: float = DOWN_TIMEOUT_S) -> float:
         if data.is_dir() and grid_file.is_locked(data):
             raise NotRunningError(f"the grid in {data} is being started or stopped by another command; try again")
         raise NotRunningError(f"no grid runs in {data}")
+    grid = grid_file.read_grid(data)
+    is_on_other_ray = grid is not None and bool(grid.ray_address)
+    has_ended = True
     if running.keeper.is_alive():
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.keeper.pid, signal.SIGTERM)
-        processes.wait_for_end([running.keeper], timeout_s)
+        has_ended = processes.wait_for_end([running.keeper], timeout_s)
     elif not processes.session_members(running.keeper):
         _reap(running.keeper.pid)
         _remove_ray_dir(running)
+        if is_on_other_ray:
+            raise StartFailedError(f"the keeper of {data} has ended without `down`; {_HOSTS_GO_ON}")
         grid_file.remove_running(data)
         raise NotRunningError(f"no grid runs in {data}; the last one ended without `down`")
     left = processes.end_session(running.keeper)
@@ -292,16 +305,18 @@ def down(data: Path, *, timeout_s: float = DOWN_TIMEOUT_S) -> float:
     _remove_ray_dir(running)
     if left:
         raise StartFailedError(f"processes that would not end: {', '.join(left)}")
+    if is_on_other_ray and not has_ended:
+        raise StartFailedError(f"the keeper of {data} was killed after {timeout_s:g} s, before it had ended all hosts; {_HOSTS_GO_ON}")
     grid_file.remove_running(data)
     return time.monotonic() - began
 
 
-async def _wait_until_served(grid: GridFile, deadline: float) -> tuple[str, ...]:
-    """Wait until every host answers and every partition has a primary that serves; what is not as it should be then.
+async def _wait_until_served(grid: GridFile, deadline: float, started: Sequence[str]) -> tuple[str, ...]:
+    """Wait until every host that was `started` answers and every partition has a primary that serves; what is not as it should be then.
 
     :raises StartFailedError: a host did not answer before `deadline` (monotonic seconds)
     """
-    await _wait_until_answered(grid, deadline, list(grid.hosts))
+    await _wait_until_answered(grid, deadline, [host for host in grid.hosts if host.name in started])
     deadline = min(time.monotonic() + PRIMARIES_WAIT_S, max(deadline, time.monotonic() + 1.0))
     while True:
         asked_at = time.monotonic()
@@ -390,6 +405,7 @@ class LocalGrid:
     :param partitions: None: as the grid in `data` has it, or 64
     :param replicas: of each partition, as far as there are nodes; None: as the grid in `data` has it, or 3
     :param settings: of the hosts
+    :param ray_address: control store of a Ray cluster that runs already; `nodes` is then how many of its nodes to wait for
     :param progress: called with a few words at each step of the start
     :raises SettingsError: on entering, as `up`
     """
@@ -405,6 +421,7 @@ class LocalGrid:
         partitions: int | None = None,
         replicas: int | None = None,
         settings: HostSettings | None = None,
+        ray_address: str | None = None,
         timeout_s: float = START_TIMEOUT_S,
         progress: Progress = lambda _text: None,
     ) -> None:
@@ -416,6 +433,7 @@ class LocalGrid:
             port=port,
             app=tuple(app),
             app_path=tuple(str(Path(each).absolute()) for each in app_path),
+            ray_address=ray_address,
         )
         self._settings = settings
         self._timeout_s = timeout_s

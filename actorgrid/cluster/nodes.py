@@ -112,9 +112,12 @@ def new_host(grid: GridFile, name: str) -> HostEntry:
         raise RequestError(f"the grid has a host {name}; its hosts are {', '.join(sorted(taken))}")
     if len(name) > NAME_MAX or not name.replace("-", "").replace("_", "").isalnum():
         raise RequestError(f"{name!r:.100} is no name for a host: up to {NAME_MAX} letters, digits, '-' and '_'")
-    used = {host.port for host in grid.hosts}
-    port = next(
-        (port for port in range(max(used) + 1, 65_536) if port not in used and ports.is_free(port, ports.LOOPBACK)), ports.find_free(1)
-    )
     node = name.replace("host", "node") if name.startswith("host") else f"node-of-{name}"
-    return HostEntry(name=name, node=node, address=ports.LOOPBACK, port=port, data_dir=name)
+    return HostEntry(name=name, node=node, address=ports.LOOPBACK, port=next_port(grid), data_dir=name)
+
+
+def next_port(grid: GridFile) -> int:
+    """A free port for one more host: the next after those of the others."""
+    used = {host.port for host in grid.hosts}
+    after = range(max(used, default=grid_file.PORT_DEFAULT - 1) + 1, 65_536)
+    return next((port for port in after if ports.is_free(port, ports.LOOPBACK)), None) or ports.find_free(1)

@@ -6,6 +6,7 @@ which the kernel gives ports to outgoing connections (32768 on), so that a host 
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import socket
 
@@ -27,6 +28,14 @@ def is_free(port: int, address: str = LOOPBACK) -> bool:
         except OSError:
             return False
     return True
+
+
+def is_loopback(address: str) -> bool:
+    """Whether nobody off this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 def find_free(count: int, *, chooser: random.Random | None = None, avoid: range | tuple[int, ...] = ()) -> int:

@@ -5,23 +5,35 @@ user's class: Ray pickles, we do not (I18). None of this is on the path of a mes
 hosts serve on, and only starting hosts and offloading waits.
 
 Private here: ``ray._private.node.Node`` and ``RayParams`` (what ``ray start --head`` itself uses; it offers ports,
-directories and processes that ``ray.init`` does not), a node's list of processes, and ``GlobalStateAccessor`` with the wording of
-a raylet's report of a worker's end (`WorkerRecords`). ``tests/cluster`` is their contract test; ray is pinned in ``pyproject.toml``.
+directories and processes that ``ray.init`` does not), a node's list of processes, ``GcsClient``, which tells of nodes and drains and
+takes a time-out, which ``ray.nodes`` does not (`AttachedRay.look`), and ``GlobalStateAccessor`` with the wording of a raylet's report of
+a worker's end (`WorkerRecords`). ``tests/cluster`` is their contract test; ray is pinned in ``pyproject.toml``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from actorgrid.cluster import ports
+from actorgrid.cluster.ray_notices import RayNode
+from actorgrid.errors import ActorGridError, SettingsError
 
 NODE_LABEL = "actorgrid-node"
 LOCAL_NODE = "local"
+#: Label of a Ray node that is to have no host, with the value ``no``; one that only keeps the control store, for example.
+HOST_LABEL = "actorgrid-host"
+NO_HOST = "no"
+#: What a node may be called: it names a directory, too.
+_NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_CONNECT_S = 3.0
+_NAME_FREE_S = 5.0
 #: The least that Ray accepts; offloaded arguments and results of more than 100 KiB pass through it.
 _OBJECT_STORE_BYTES = 80 << 20
 _RECONNECT_S = 3600
@@ -129,11 +141,107 @@ class LocalRay:
         self._node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
-class HostHandle:
-    """A host actor, as its keeper sees it."""
+def attached_environment() -> dict[str, str]:
+    """Variables for the driver of a Ray cluster that somebody else runs; to be set before Ray is imported.
 
-    def __init__(self, name: str, actor: Any) -> None:
+    Credentials (``RAY_AUTH_MODE``, ``RAY_AUTH_TOKEN``) are the caller's own.
+    """
+    return {
+        # As for a Ray of our own: without it Ray would turn 127.0.0.1 into the machine's outer address and find nobody there.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray ends a driver whose control store is away for longer.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(_RECONNECT_S),
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+class AttachedRay:
+    """A Ray cluster that somebody else runs; the calling process, on one of its machines, becomes a driver of it and ends nothing of it.
+
+    :param address: ``HOST:PORT`` of its control store
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._gcs: Any = None
+
+    def connect(self, namespace: str) -> None:
+        """Become a driver. Ray prefers the head's raylet, if that is on this machine.
+
+        :raises SettingsError: nobody listens at the address
+        :raises ActorGridError: Ray refused
+        """
+        host, _, port = self.address.rpartition(":")
+        try:  # Ray itself would try for a minute
+            socket.create_connection((host, int(port)), _CONNECT_S).close()
+        except OSError as error:
+            raise SettingsError(f"no Ray control store answers at {self.address}: {error}") from None
+        import ray
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # not in ray's stub
+
+        try:
+            ray.init(address=self.address, namespace=namespace, log_to_driver=False, configure_logging=False)
+        except Exception as error:
+            raise ActorGridError(f"Ray at {self.address} takes no driver from here: {type(error).__name__}: {error}") from error
+        self._gcs = GcsClient(address=self.address)
+
+    def look(self, timeout_s: float) -> list[RayNode]:
+        """All nodes that Ray knows, dead ones too, and which of them drain.
+
+        A node's name is its label ``actorgrid-node``; else the name it was started with (``--node-name``); else it is made of its id,
+        which changes when its raylet is started again.
+
+        :param timeout_s: of each of two questions to the control store
+        :raises Exception: whatever Ray raises when its control store does not answer
+        """
+        from ray.core.generated import gcs_pb2
+
+        infos = self._gcs.get_all_node_info(timeout=timeout_s)
+        draining = self._gcs.get_draining_nodes(timeout=timeout_s)
+        nodes = []
+        for info in infos.values():
+            node_id, labels = info.node_id.hex(), dict(info.labels)
+            # Unless one is given, Ray's name of a node is its address, and that of all on one machine is the same.
+            given = info.node_name if info.node_name != info.node_manager_address else ""
+            wished = labels.get(NODE_LABEL) or given
+            nodes.append(
+                RayNode(
+                    id=node_id,
+                    name=wished if _NODE_NAME.fullmatch(wished) else f"ray-{node_id[:12]}",
+                    address=info.node_manager_address,
+                    is_alive=info.state == gcs_pb2.GcsNodeInfo.ALIVE,
+                    drain_deadline_ms=draining.get(node_id),
+                    wants_host=labels.get(HOST_LABEL) != NO_HOST,
+                )
+            )
+        return nodes
+
+    def dead_servers(self) -> list[str]:
+        """None: Ray's servers are somebody else's to watch."""
+        return []
+
+    def restart_control_store(self) -> None:
+        """Never asked for, since `dead_servers` has none."""
+        raise AssertionError("the control store of this Ray is not ours")
+
+    def stop(self) -> None:
+        """Disconnect."""
+        import ray
+
+        ray.shutdown()
+
+
+class HostHandle:
+    """A host actor, as its keeper sees it.
+
+    :ivar node_id: the Ray node it is pinned to; empty: it is pinned to a label
+    """
+
+    def __init__(self, name: str, actor: Any, node_id: str = "") -> None:
         self.name = name
+        self.node_id = node_id
         self._actor = actor
 
     def begin(self, method: str) -> Any:
@@ -147,27 +255,74 @@ class HostHandle:
         ray.kill(self._actor, no_restart=True)
 
 
-def create_host_actor(host_class: type, name: str, order: bytes, *, node_label: str = LOCAL_NODE) -> HostHandle:
+def create_host_actor(host_class: type, name: str, order: bytes, *, node_label: str = LOCAL_NODE, node_id: str = "") -> HostHandle:
     """Create the detached actor ``actorgrid-<name>`` in the driver's namespace, restarted by Ray whenever it dies.
 
     Returns at once; the actor's process starts meanwhile.
 
     :param order: what `host_class` gets as its only argument, at the first start and at every restart
     :param node_label: value of the label of the Ray node it is pinned to. A label, not a node id: it comes back with the node.
+    :param node_id: the Ray node it is pinned to, instead of a label. Once that is dead, the actor never runs again: create another one.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    where: dict[str, Any] = {"label_selector": {NODE_LABEL: node_label}}
+    if node_id:
+        where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
     remote_class = ray.remote(host_class)
     actor = remote_class.options(
-        name=f"actorgrid-{name}",
+        name=_actor_name(name),
         lifetime="detached",
         max_restarts=-1,
         max_task_retries=0,
         num_cpus=0,
         max_concurrency=64,
-        label_selector={NODE_LABEL: node_label},
+        **where,
     ).remote(order)
-    return HostHandle(name, actor)
+    return HostHandle(name, actor, node_id)
+
+
+def find_host_actor(name: str, node_id: str) -> HostHandle | None:
+    """The host actor that an earlier driver left in this namespace, running or not; None if there is none.
+
+    :param node_id: of the Ray node that it should be pinned to
+    """
+    import ray
+
+    try:
+        return HostHandle(name, ray.get_actor(_actor_name(name)), node_id)
+    except ValueError:
+        return None
+
+
+def wait_until_free(name: str) -> None:
+    """Wait until Ray has forgotten the actor of host `name`, which was ended just now.
+
+    :raises ActorGridError: it has not in time
+    """
+    import ray
+
+    deadline = time.monotonic() + _NAME_FREE_S
+    while time.monotonic() < deadline:
+        try:
+            ray.get_actor(_actor_name(name))
+        except ValueError:
+            return
+        time.sleep(0.05)
+    raise ActorGridError(f"Ray still has an actor {_actor_name(name)} {_NAME_FREE_S:g} s after it was ended")
+
+
+def _actor_name(host: str) -> str:
+    return f"actorgrid-{host}"
+
+
+def is_ready(reference: Any) -> bool:
+    """Whether a call has an answer, or has failed."""
+    import ray
+
+    done, _waiting = ray.wait([reference], timeout=0)
+    return bool(done)
 
 
 def results(references: Sequence[Any], timeout_s: float, *, cancelled: Callable[[], bool] = lambda: False) -> list[Any]:
