@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from actorgrid.host.host import Host, HostConfig
+from actorgrid.host.config import HostConfig
+from actorgrid.host.host import Host
 from actorgrid.ids import HostName
 from actorgrid.wire.messages import HostInfo
 

@@ -34,7 +34,8 @@ import msgspec
 from actorgrid.cluster import grid_file, ray_api
 from actorgrid.cluster.supervision import RaySupervisor
 from actorgrid.errors import ActorError, ActorGridError, InvalidArgumentError, SettingsError, StorageError, to_wire
-from actorgrid.host.host import Host, HostConfig
+from actorgrid.host.config import HostConfig
+from actorgrid.host.host import Host
 from actorgrid.host.offload import run_offloaded
 from actorgrid.host.process import calm_garbage_collector, log_to
 from actorgrid.host.reports import REPLICAS_UNLIMITED

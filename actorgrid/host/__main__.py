@@ -17,7 +17,8 @@ import msgspec
 import uvloop
 
 from actorgrid.errors import SettingsError, StorageError
-from actorgrid.host.host import Host, HostConfig
+from actorgrid.host.config import HostConfig
+from actorgrid.host.host import Host
 from actorgrid.host.process import calm_garbage_collector, log_to
 
 

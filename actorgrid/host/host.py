@@ -6,6 +6,7 @@ This file puts the parts together and takes them apart again; each part knows it
 `server`         connections of callers: handshake, frames, answers
 `http`           operators' verbs over HTTP
 `peers`          connections to the other hosts, and the beats on them
+`replicas`       all replicas of this host
 `replica_shell`  one replica: what its core wants, done
 `partition`      what a primary has besides: admission, log, answers
 `copying`        copies of whole partitions, out and in
@@ -30,8 +31,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import dataclasses
-import ipaddress
 import itertools
 import logging
 import os
@@ -48,33 +47,31 @@ from actorgrid.client.caller import Caller
 from actorgrid.errors import CorruptLogError, InvariantViolation, SettingsError, StorageError
 from actorgrid.host.bootstrap import SYSTEM_PARTITION, Bootstrap
 from actorgrid.host.commit import GroupCommit
-from actorgrid.host.copying import Copying
-from actorgrid.host.labels import problems_of
+from actorgrid.host.config import HostConfig
 from actorgrid.host.offload import Offloader, ProcessOffloader
 from actorgrid.host.outgoing import OutgoingCalls
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.peers import PeerConnection, Peers
 from actorgrid.host.placing import VERBS, Placing
 from actorgrid.host.replica_shell import ReplicaShell
-from actorgrid.host.reports import REPLICAS_UNLIMITED, Capacity
+from actorgrid.host.replicas import Replicas
+from actorgrid.host.reports import Capacity
 from actorgrid.host.residents import Residents
 from actorgrid.host.roster import Roster
 from actorgrid.host.runner import Runner
 from actorgrid.host.server import ConnectionCounters, HostConnection, unknown_verb
 from actorgrid.host.supervision import BlindSupervisor, LocalSupervisor, Supervisor
 from actorgrid.host.watchdog import Watchdog
-from actorgrid.ids import HostName, new_client_id
+from actorgrid.ids import new_client_id
 from actorgrid.replication import events as ev
-from actorgrid.replication.configuration import Configuration, Member
 from actorgrid.replication.frames import CopyAnswer, CopyBegin, CopyChunkFrame, CopyEnd, PeerAnswer, PeerQuestion, StoreMark
 from actorgrid.replication.liveness import Liveness, Times
-from actorgrid.replication.messages import Append, Message, ReplicaMissing, VoteRequest
+from actorgrid.replication.messages import Message
 from actorgrid.replication.replica import Role
-from actorgrid.settings import ClientSettings, HostSettings, WireSettings
-from actorgrid.storage.store import ACTIVE, Batch, PeerMark, ReplicaPointer, Store, StoreIdentity
+from actorgrid.settings import ClientSettings
+from actorgrid.storage.store import Batch, PeerMark, Store, StoreIdentity
 from actorgrid.wire import messages
 from actorgrid.wire.framing import frame
-from actorgrid.wire.messages import HostInfo
 from placement import Limits
 
 if TYPE_CHECKING:
@@ -90,8 +87,6 @@ COPY_TICK_S: Final = 1.0
 REPAIR_TICK_S: Final = 0.05
 #: How often others are told of data loss. Well below the time that a host keeps quiet after its start.
 RECOVERY_TICK_S: Final = 0.2
-#: A disk that has not answered two syncs by then is no reason not to start.
-ALONE_SERVES_S: Final = 10.0
 #: Changes of the map within so long are pushed to clients together.
 PUSH_DELAY_S: Final = 0.002
 SETTINGS_ADDRESS: Final = "actorgrid.System\0settings"
@@ -102,85 +97,6 @@ STOP_GRACE_S: Final = 3.0
 HAND_OVER_GRACE_S: Final = 1.5
 #: Clients whose progress is remembered; beyond that the longest unheard go. They lose nothing but an early release of records.
 WATERMARKS_MAX: Final = 100_000
-
-
-#: Odd sizes up to seven: past that every write waits for more disks and gains nothing.
-REPLICA_SET_SIZE_MAX: Final = 7
-#: Hosts of one grid are alike within this; the planner divides by weights.
-WEIGHT_MIN: Final = 0.01
-WEIGHT_MAX: Final = 1000.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class HostConfig:
-    """What a host is told at start.
-
-    :ivar hosts: all hosts of the grid; their order decides where the first replicas are
-    :ivar watches_processes: whether the kernel's word counts for processes of hosts on this machine that have ended; if not, only a
-        supervisor's, and silence
-    :ivar labels: of the node, which constraints go by; the hosts of one node are told the same ones
-    :ivar weight: the host's share of replicas and load, relative to others
-    :ivar replicas_max: placement puts no more replicas there
-    :ivar app: modules with actor classes; :ivar app_path: directories put in front of ``sys.path`` before they are imported
-    """
-
-    cluster_id: str
-    name: HostName
-    node: str
-    zone: str = ""
-    data_dir: Path
-    address: str
-    port: int
-    partition_count: int
-    replica_set_size: int
-    hosts: tuple[HostInfo, ...]
-    app: tuple[str, ...]
-    app_path: tuple[str, ...] = ()
-    settings: HostSettings = dataclasses.field(default_factory=HostSettings)
-    wire: WireSettings = dataclasses.field(default_factory=WireSettings)
-    watches_processes: bool = True
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
-    weight: float = 1.0
-    replicas_max: int = REPLICAS_UNLIMITED
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.name not in [host.name for host in self.hosts]:
-            problems.append(f"host {self.name} is not among the hosts of the grid: {', '.join(host.name for host in self.hosts)}")
-        if len({host.name for host in self.hosts}) != len(self.hosts):
-            problems.append("two hosts have one name")
-        if not 1 <= self.partition_count <= 65_536:
-            problems.append(f"partition count {self.partition_count} is outside the allowed range 1..65536")
-        if not 1 <= self.replica_set_size <= REPLICA_SET_SIZE_MAX:
-            problems.append(f"replica set size {self.replica_set_size} is outside the allowed range 1..{REPLICA_SET_SIZE_MAX}")
-        if not _is_loopback(self.address):
-            problems.append(
-                f"address {self.address!r} is not a loopback address: listening elsewhere needs credentials, "
-                "which this release does not have"
-            )
-        problems += problems_of(self.labels)
-        if not isinstance(self.weight, int | float) or isinstance(self.weight, bool) or not WEIGHT_MIN <= self.weight <= WEIGHT_MAX:
-            problems.append(f"weight {self.weight!r} is outside the allowed range {WEIGHT_MIN:g}..{WEIGHT_MAX:g}")
-        if (
-            not isinstance(self.replicas_max, int)
-            or isinstance(self.replicas_max, bool)
-            or not 0 <= self.replicas_max <= REPLICAS_UNLIMITED
-        ):
-            problems.append(f"replicas_max {self.replicas_max!r} is outside the allowed range 0..{REPLICAS_UNLIMITED}")
-        if problems:
-            raise SettingsError(*problems)
-
-    @property
-    def has_copies(self) -> bool:
-        """Whether other hosts have what this one has: a grid of one host has one replica, however many are wanted."""
-        return min(self.replica_set_size, len(self.hosts)) > 1
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def _sync_names(directory: Path) -> None:
@@ -209,7 +125,6 @@ class Host:
         self.cluster_id = config.cluster_id
         self.partitions: dict[int, HostedPartition] = {}
         self.shells: dict[int, ReplicaShell] = {}
-        self.beginning: dict[int, Member] = {}
         self.watermarks: dict[bytes, int] = {}
         self.state = "starting"
         self._offloader: Offloader = offloader or ProcessOffloader(config.app_path)
@@ -222,12 +137,8 @@ class Host:
         self._store: Store | None = None
         self._server: asyncio.Server | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._pointers: dict[int, ReplicaPointer] = {}
-        self._has_begun = False
         self._push_scheduled = False
         self._join_task: asyncio.Task[None] | None = None
-        self.messages_rejected_total = 0
-        self.replicas_retired_total = 0
 
     # -- life
 
@@ -255,7 +166,7 @@ class Host:
             self.runner = Runner(loop, settings, config.wire, self._watchdog)
             self.residents = Residents(settings)
             self.liveness = Liveness(config.name, self._incarnation, time.monotonic_ns(), Times(), quiet=not store.is_new)
-            self._commit = GroupCommit(loop, store, self._fail, self._put_marks)
+            self._commit = GroupCommit(loop, store, self.fail, self._put_marks)
             self._caller = Caller(
                 client_id=new_client_id(),
                 settings=ClientSettings(in_flight_max=min(settings.host_queue_max, 1_048_576)),
@@ -280,7 +191,19 @@ class Host:
                 supervisor=self._supervisor,
                 beat_s=self.liveness.times.beat_ns / 1e9,
             )
-            self._copying = Copying(store, self._peers, self._commit, self, time.monotonic_ns, settings.copy_bytes_per_s)
+            self.replicas = Replicas(
+                self,
+                config,
+                store=store,
+                liveness=self.liveness,
+                rng=self._rng,
+                peers=self._peers,
+                commit=self._commit,
+                partitions=self.partitions,
+                shells=self.shells,
+                make_office=self._make_office,
+                failure=self._failure,
+            )
             self._bootstrap = Bootstrap(
                 cluster_id=config.cluster_id,
                 me=config.name,
@@ -291,10 +214,11 @@ class Host:
                 commit=self._commit,
                 settings=settings,
                 wire=config.wire,
-                owner=self,
+                owner=self.replicas,
             )
             self._placing = Placing(
                 self,
+                self.replicas,
                 self._peers,
                 me=config.name,
                 node=config.node,
@@ -310,7 +234,7 @@ class Host:
                 ),
                 failed=self._fail_by_bug,
             )
-            self._recover()
+            self.replicas.recover()
             await self._listen()
             await self._listen_for_http()
         except BaseException:
@@ -321,7 +245,7 @@ class Host:
         self._peers.start()
         self._caller.set_map(self.map_message())
         if self.shells:
-            self._begin()
+            self.replicas.begin()
         self._sweep()
         self._tick()
         self._tick_copies()
@@ -329,7 +253,7 @@ class Host:
         self._tick_recovery()
         self._placing.start()
         self._join_task = loop.create_task(self._join(), name="join")
-        await self._until_alone_serves()
+        await self.replicas.until_alone_serves()
         logger.info(
             "host listens name=%s address=%s:%d pid=%d incarnation=%d replicas=%d actors=%s",
             config.name, config.address, self.port, os.getpid(), self._incarnation, len(self.shells), ",".join(self.registry.names),
@@ -373,54 +297,21 @@ class Host:
             logger.warning("write-ahead log is damaged, what is before the damage is taken path=%s error=%s", path, error)
             return Store(path, identity, salvage=True)
 
-    def _recover(self) -> None:
-        """Read every replica this host has. One whose log cannot be trusted leaves duty and is built anew by its partition's primary."""
+    def _make_office(self, shell: ReplicaShell) -> HostedPartition:
         store = self._store
         assert store is not None
-        for pointer in store.replica_pointers():
-            self._pointers[pointer.partition] = pointer
-            if pointer.state != "active":
-                continue
-            try:
-                self._add(pointer)
-            except CorruptLogError as error:
-                if not self.config.has_copies:
-                    raise
-                self._retire(pointer, str(error))
-
-    def _add(self, pointer: ReplicaPointer) -> ReplicaShell:
-        """A replica and its office.
-
-        :raises CorruptLogError: what is stored cannot be trusted
-        """
-        store, settings = self._store, self.config.settings
-        assert store is not None
-        shell = ReplicaShell(
-            pointer,
-            store=store,
-            settings=settings,
-            liveness=self.liveness,
-            rng=self._rng,
-            peers=self._peers,
-            commit=self._commit,
-            owner=self,
-        )
-        shell.recover()
-        self.shells[pointer.partition] = shell
-        self._pointers[pointer.partition] = pointer
-        self.partitions[pointer.partition] = HostedPartition(
+        return HostedPartition(
             shell,
             self.config.partition_count,
             self.primary_of,
             store,
             self.registry,
-            settings,
+            self.config.settings,
             self.runner,
             self._commit,
             self._outgoing,
             self.residents,
         )
-        return shell
 
     async def _join(self) -> None:
         config = self.config
@@ -436,35 +327,6 @@ class Host:
         self._commit.submit(lambda batch: store.put_roster(batch, stored))
         self._peers.set_others(self.roster.others)
         self.primaries_changed()
-
-    async def _hand_everything_over(self) -> None:
-        """Before an orderly end: let others be primary of what this host is primary of, as far as they have everything."""
-        async with asyncio.TaskGroup() as group:
-            for partition in list(self.partitions.values()):
-                target = partition.best_successor()
-                if target is not None:
-                    group.create_task(partition.hand_over(target))
-
-    async def _until_alone_serves(self) -> None:
-        """Wait for the partitions whose only voter is here: nobody else has a say in when they serve."""
-        alone = [partition for partition in self.partitions.values() if partition.replica.configuration.voters == (partition.shell.me,)]
-        deadline_s = self._loop.time() + ALONE_SERVES_S
-        while not all(partition.serving for partition in alone) and self._loop.time() < deadline_s:
-            if self._failure.done():
-                raise self._failure.result()
-            await asyncio.sleep(0.002)
-
-    def begin_replicas(self) -> None:
-        """The replicas that the bootstrap has created take part."""
-        if self._has_begun:
-            return
-        self._recover()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._has_begun = True
-        for partition, shell in self.shells.items():
-            shell.begin(self.partitions[partition])
 
     async def _listen(self) -> None:
         config = self.config
@@ -485,7 +347,7 @@ class Host:
         Its node gets the intent ``restart``: primaries go, and no more nodes leave at a time than every partition can spare. The intent
         ends when this host is back. Meanwhile everything is served as ever; `stop` is the next thing to do.
         """
-        if self.state != "serving" or not self._has_begun or len(self.roster.infos) == 1:
+        if self.state != "serving" or not self.replicas.has_begun or len(self.roster.infos) == 1:
             return
         self.state = "leaving"
         await self._placing.leave(self.config.node, self.config.settings.stop_grace_s)
@@ -512,7 +374,7 @@ class Host:
         await self._stop_placing()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HAND_OVER_GRACE_S):
-                await self._hand_everything_over()
+                await self.replicas.hand_over()
         await self._finish_turns(deadline_s)
         for partition in self.partitions.values():
             if partition.serving:
@@ -541,9 +403,8 @@ class Host:
         await self._commit.drain(max(0.5, deadline_s - self._loop.time()))
 
     def _end_duty(self, why: str) -> None:
-        for shell in self.shells.values():
-            with contextlib.suppress(InvariantViolation):  # it ends anyway, and has told its story
-                shell.leave(why)
+        if hasattr(self, "replicas"):
+            self.replicas.end_duty(why)
 
     async def _take_apart(self) -> None:
         self._end_duty("the host is stopping")
@@ -560,8 +421,8 @@ class Host:
             connection.close()
         if hasattr(self, "_watchdog"):
             self._watchdog.stop()
-        if hasattr(self, "_copying"):
-            self._copying.close()
+        if hasattr(self, "replicas"):
+            self.replicas.copying.close()
         if hasattr(self, "_commit"):
             self._commit.stop()
         if hasattr(self, "_caller"):
@@ -575,7 +436,7 @@ class Host:
             self.shells.clear()
             await asyncio.to_thread(store.close)
 
-    def _fail(self, error: StorageError) -> None:
+    def fail(self, error: StorageError) -> None:
         """The store is of no further use: every replica leaves duty, and nothing more is accepted (I12)."""
         if self._failure.done():
             return
@@ -595,7 +456,7 @@ class Host:
 
     def _fail_by_bug(self, error: Exception) -> None:
         logger.error("host leaves duty by a bug", exc_info=error)
-        self._fail(StorageError(f"{type(error).__name__}: {error}"))
+        self.fail(StorageError(f"{type(error).__name__}: {error}"))
 
     async def run_until_failed(self) -> BaseException:
         """Wait until a storage error has ended this host's duty; the process should end then and be started anew.
@@ -617,32 +478,20 @@ class Host:
     def _tick(self) -> None:
         """Let time pass for the replicas."""
         self._timers["tick"] = self._loop.call_later(TICK_S, self._tick)
-        self.guarded(self._tick_replicas)
-
-    def _tick_replicas(self) -> None:
-        if self._has_begun:
-            now_ns = time.monotonic_ns()
-            for shell in list(self.shells.values()):
-                if now_ns >= shell.core.wake_ns:
-                    shell.step(ev.TimePassed())
+        self.guarded(self.replicas.tick)
 
     def _tick_copies(self) -> None:
         self._timers["copies"] = self._loop.call_later(COPY_TICK_S, self._tick_copies)
-        self.guarded(self._copying.tick)
+        self.guarded(self.replicas.copying.tick)
 
     def _tick_recovery(self) -> None:
         self._timers["recovery"] = self._loop.call_later(RECOVERY_TICK_S, self._tick_recovery)
-        if self._has_begun:
+        if self.replicas.has_begun:
             self.guarded(self._placing.recovery.tick)
 
     def _tick_repairs(self) -> None:
         self._timers["repairs"] = self._loop.call_later(REPAIR_TICK_S, self._tick_repairs)
-        self.guarded(self._repair)
-
-    def _repair(self) -> None:
-        if self._has_begun:
-            for shell in list(self.shells.values()):
-                shell.repair()
+        self.guarded(self.replicas.repair)
 
     def guarded(self, action: Callable[[], Any]) -> None:
         """Do what replicas want; a broken invariant ends the duty of the host, before it does harm."""
@@ -651,152 +500,17 @@ class Host:
         try:
             action()
         except StorageError as error:
-            self._fail(error)
+            self.fail(error)
         except (InvariantViolation, AssertionError, LookupError, TypeError, ValueError) as error:
             self._fail_by_bug(error)
 
-    # -- replicas (`replica_shell.ShellOwner`, `copying.CopyingOwner`)
-
-    def shell_of(self, partition: int) -> ReplicaShell | None:
-        return self.shells.get(partition)
-
-    def next_incarnation_of(self, partition: int) -> int:
-        pointer = self._pointers.get(partition)
-        return pointer.incarnation + 1 if pointer is not None else 1
-
-    def start_copy(self, shell: ReplicaShell, to: Member) -> None:
-        # Not from inside the step that wants it.
-        self._loop.call_soon(self.guarded, lambda: self._copying.start(shell, to))
-
-    def installed(self, pointer: ReplicaPointer) -> None:
-        """A copy is in the store: its replica goes on from it, or begins."""
-        self._pointers[pointer.partition] = pointer
-        shell = self.shells.get(pointer.partition)
-        if shell is not None:
-            shell.installed(pointer)
-        else:
-            self._begin_replica(pointer)
-
-    def office_closed(self, shell: ReplicaShell) -> None:
-        """This replica is primary no more: the copies it was sending mean nothing."""
-        self._loop.call_soon(self.guarded, lambda: self._copying.shell_closed(shell))
-
-    def is_primary(self, partition: int, epoch: int, host: str) -> None:
-        if self.liveness.is_primary(partition, epoch, host):
-            self.primaries_changed()
-        if partition == SYSTEM_PARTITION and host == self.config.name:
-            self._keep_settings()
-
-    def retire(self, shell: ReplicaShell, why: str) -> None:
-        """A replica's data cannot be trusted: it leaves duty for good, and is built anew by its partition's primary (I6, I12)."""
-        if not self.config.has_copies:
-            self._fail(CorruptLogError(why))
-            return
-        self._loop.call_soon(self.guarded, lambda: self._leave(shell, why))
-
-    def _leave(self, shell: ReplicaShell, why: str) -> None:
-        if self.shells.get(shell.partition) is not shell:
-            return
-        shell.leave(why)
-        del self.shells[shell.partition], self.partitions[shell.partition]
-        self._copying.shell_closed(shell)
-        self._retire(shell.pointer, why, lambda: self._tell_members(shell))
-
-    def _tell_members(self, shell: ReplicaShell) -> None:
-        """Say that a replica is no more: a partition that nobody writes to would not find out. What is lost is said to who connects."""
-        successor = self.next_incarnation_of(shell.partition)
-        for member in shell.core.configuration.members:
-            self._peers.send(member.host, ReplicaMissing(shell.partition, member.incarnation, shell.me.incarnation, successor))
-
-    def drop_replica(self, shell: ReplicaShell, why: str) -> None:
-        """Remove a replica that is no member any more, with its data; its incarnation stays known (I6)."""
-        pointer, store = shell.pointer, self._store
-        assert store is not None
-        logger.info("replica dropped partition=%d incarnation=%d why=%s", pointer.partition, pointer.incarnation, why)
-        del self.shells[shell.partition]
-        partition = self.partitions.pop(shell.partition)
-        assert not partition.serving, f"partition {shell.partition} is served here, and is to be dropped"
-        shell.leave(why)
-        self._copying.shell_closed(shell)
-        gone = ReplicaPointer(pointer.partition, pointer.incarnation, pointer.generation, "retired")
-        self._pointers[pointer.partition] = gone
-
-        def drop(batch: Batch) -> None:
-            store.put_pointer(batch, gone)
-            store.drop_generation(batch, pointer.partition, pointer.generation)
-
-        self._commit.submit(drop)
-        self.primaries_changed()  # clients may still ask it for reads that any replica answers
-
-    async def begin_anew(self, shell: ReplicaShell, configuration: Configuration, lsn: int, epoch: int) -> None:
-        """Put a new replica in the place of `shell`, with all its data, alone in `configuration` (`recovery`); returns when it is durable.
-
-        Once it has begun nothing stops it but the host's own end: who asked may be gone.
-
-        :raises CorruptLogError: its log cannot be trusted, so nothing was done
-        :raises StorageError: the disk failed
-        """
-        partition, anew = shell.partition, configuration.voters[0]
-        records = shell.read_uncommitted()
-        shell.leave("data loss is accepted, and the partition is begun anew")
-        del self.shells[partition], self.partitions[partition]
-        self._copying.shell_closed(shell)
-        # From here on whoever asks hears of the new one.
-        pointer = self._pointers[partition] = ReplicaPointer(partition, anew.incarnation, shell.pointer.generation, ACTIVE)
-        self.beginning[partition] = anew
-        over = asyncio.Event()
-
-        def begin() -> None:
-            del self.beginning[partition]
-            self.guarded(lambda: self._begin_replica(pointer))
-            over.set()
-
-        def write() -> None:
-            self._commit.write_now()  # what it still had under way is taken too
-            self._commit.submit(lambda batch: shell.begin_anew(batch, records, pointer, configuration, lsn, epoch), begin)
-
-        self.guarded(write)
-        waiting = self._loop.create_task(over.wait())
-        ends: list[asyncio.Future[Any]] = [waiting, self._failure]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-        if not over.is_set():
-            raise StorageError(f"partition {partition} could not be begun anew: {self._failure.result()}")
-
-    @property
-    def has_begun(self) -> bool:
-        """The replicas here take part."""
-        return self._has_begun
-
-    def connected_hosts(self) -> list[str]:
-        return [name for name, link in self._peers.links.items() if link.connection is not None]
-
-    def _begin_replica(self, pointer: ReplicaPointer) -> None:
-        """A replica is in the store that was not there before."""
-        self._has_begun = True
-        shell = self._add(pointer)
-        shell.begin(self.partitions[pointer.partition])
-
-    def replica_bytes(self) -> int:
-        """About how large one replica is."""
-        return self._store.state_bytes_estimate() // max(1, len(self.shells)) if self._store is not None else 0
+    # -- for the replicas (`replicas.ReplicasOwner`)
 
     def primary_host_of(self, partition: int) -> str:
         """The host of the newest primary that was heard of; empty if none was."""
         return self.liveness.primaries.get(partition, (0, ""))[1]
 
-    def _retire(self, pointer: ReplicaPointer, why: str, done: Callable[[], None] | None = None) -> None:
-        logger.error("replica retired partition=%d incarnation=%d why=%s", pointer.partition, pointer.incarnation, why)
-        store = self._store
-        assert store is not None
-        self.replicas_retired_total += 1
-        retired = ReplicaPointer(pointer.partition, pointer.incarnation, pointer.generation, "retired")
-        self._pointers[pointer.partition] = retired
-        self._commit.submit(lambda batch: store.put_pointer(batch, retired), done)
-
-    def _keep_settings(self) -> None:
+    def leads_system_partition(self) -> None:
         """The system partition holds what the grid was created with; its first primary writes it."""
         config, partition = self.config, self.partitions[SYSTEM_PARTITION]
         entries = partition.shell.durable.entries_of(SETTINGS_ADDRESS)
@@ -820,35 +534,10 @@ class Host:
         return self._peers.greeted(transport, payload)
 
     def peer_frame(self, host: str, incarnation: int, messages: list[Message]) -> None:
-        self.guarded(lambda: self._take_messages(host, incarnation, messages))
-
-    def _take_messages(self, host: str, incarnation: int, messages: list[Message]) -> None:
-        shells = self.shells
-        for message in messages:
-            shell = shells.get(message.partition)
-            if shell is not None and message.to == shell.me.incarnation:
-                if self._has_begun:
-                    shell.on_message(message, host, incarnation)
-            else:
-                self._not_for_us(shell, message, host)
-
-    def _not_for_us(self, shell: ReplicaShell | None, message: Message, host: str) -> None:
-        """A message for a replica that is not here, or not any more (I6, I7)."""
-        self.messages_rejected_total += 1
-        if not isinstance(message, Append | VoteRequest):
-            return
-        if shell is not None:
-            if type(message) is Append and message.to > shell.me.incarnation and message.epoch >= shell.core.epoch:
-                self._leave(shell, f"the primary of epoch {message.epoch} has put incarnation {message.to} in its place")
-            return
-        successor = self.next_incarnation_of(message.partition)
-        if message.partition not in self._pointers:
-            successor = max(successor, message.to + 1)  # an emptied disk does not know what was there: what is asked for may have been
-        missing = ReplicaMissing(message.partition, message.sender, message.to, successor)
-        self._peers.send(host, missing)
+        self.guarded(lambda: self.replicas.take(host, incarnation, messages))
 
     def peer_other(self, host: str, incarnation: int, message: Any) -> None:
-        copying = self._copying
+        copying = self.replicas.copying
         match message:
             case CopyBegin():
                 self.guarded(lambda: copying.on_begin(host, message))
@@ -865,32 +554,24 @@ class Host:
             case _:
                 raise AssertionError(f"unexpected {type(message).__name__} of host {host}")
 
-    def _step_all(self, event: ev.Event) -> None:
-        def step() -> None:
-            for shell in list(self.shells.values()):
-                shell.step(event)
-
-        if self._has_begun:
-            self.guarded(step)
-
     def peer_up(self, host: str) -> None:
-        self._step_all(ev.PeerUp(host))
+        self.replicas.step_all(ev.PeerUp(host))
 
     def peer_down(self, host: str) -> None:
         self._placing.questions.peer_lost(host)
         self._placing.recovery.peer_lost(host)
-        self.guarded(lambda: self._copying.peer_lost(host))
-        self._step_all(ev.PeerDown(host))
+        self.guarded(lambda: self.replicas.copying.peer_lost(host))
+        self.replicas.step_all(ev.PeerDown(host))
 
     def peer_paused(self, host: str, *, paused: bool) -> None:
-        self._step_all(ev.PeerPaused(host) if paused else ev.PeerResumed(host))
+        self.replicas.step_all(ev.PeerPaused(host) if paused else ev.PeerResumed(host))
 
     def support_changed(self, host: str) -> None:
-        self._step_all(ev.SupportChanged(host))
+        self.replicas.step_all(ev.SupportChanged(host))
 
     def host_died(self, host: str, incarnation: int) -> None:
-        self._step_all(ev.HostDied(host, incarnation))
-        self.guarded(self._tick_replicas)
+        self.replicas.step_all(ev.HostDied(host, incarnation))
+        self.guarded(self.replicas.tick)
 
     def synced_position(self) -> int:
         return self._commit.synced_position
@@ -920,19 +601,18 @@ class Host:
         store = self._store
         assert store is not None
         mark = self._own_mark()
-        logger.error("disk went back in time said_by=%s has=%s known=%s replicas=%d", said_by, mark, known, len(self._pointers))
+        logger.error("disk went back in time said_by=%s has=%s known=%s replicas=%d", said_by, mark, known, len(self.replicas.pointers))
         batch = store.batch()
         try:
-            for pointer in self._pointers.values():
-                store.put_pointer(batch, ReplicaPointer(pointer.partition, pointer.incarnation, pointer.generation, "retired"))
+            self.replicas.put_all_retired(batch)
             store.reborn(batch, max(known.incarnation, mark.incarnation))
             self._commit.stop()
             store.write(batch)
             store.sync_now()
         except StorageError as error:
-            self._fail(error)
+            self.fail(error)
             return
-        self._fail(StorageError(f"{said_by} remembers {known} of this host's store, which has {mark}: its replicas are to be built anew"))
+        self.fail(StorageError(f"{said_by} remembers {known} of this host's store, which has {mark}: its replicas are to be built anew"))
 
     # -- for connections
 
@@ -946,7 +626,7 @@ class Host:
             hosts.append(index_of.get(name, -1))
             epochs.append(epoch)
             shell = self.shells.get(partition)
-            members = shell.core.configuration.members if shell is not None and self._has_begun else ()
+            members = shell.core.configuration.members if shell is not None and self.replicas.has_begun else ()
             secondaries.append([index_of[member.host] for member in members if member.host != name and member.host in index_of])
         return messages.MapMessage(1 + self.roster.version, self.cluster_id, infos, hosts, epochs, secondaries)
 
@@ -998,7 +678,7 @@ class Host:
                 return self.status()
             case "init":
                 begun = await self._bootstrap.init()
-                await self._until_alone_serves()
+                await self.replicas.until_alone_serves()
                 return begun
             case "bootstrap_state" | "bootstrap_create" | "bootstrap_begin":
                 return await self._bootstrap.answer(verb, arguments)
@@ -1013,13 +693,8 @@ class Host:
                 raise unknown_verb(verb, ["status", "init", "digests", "process_died", *VERBS])
 
     def digests(self) -> list[dict[str, Any]]:
-        """A digest of the applied state of every replica here: equal on all replicas with the same position."""
-        answers = []
-        for partition, shell in self.shells.items():
-            self._commit.apply_now(shell)
-            lsn, digest = shell.durable.digest()
-            answers.append({"id": partition, "applied_lsn": lsn, "digest": digest, "role": str(shell.core.role)})
-        return answers
+        """Of the applied state of every replica here."""
+        return self.replicas.digests()
 
     def status(self) -> dict[str, Any]:
         """This host's part of ``actorgrid status``."""
@@ -1044,14 +719,14 @@ class Host:
                 "partition_count": config.partition_count,
                 "replica_set_size": config.replica_set_size,
                 "hosts": list(self.roster.hosts),
-                "has_begun": self._has_begun,
+                "has_begun": self.replicas.has_begun,
             },
             "peers": {
                 name: {"up": link.connection is not None, "incarnation": link.incarnation} for name, link in self._peers.links.items()
             },
             "counters": self._counter_values(),
             "stuck_turns": list(itertools.islice(self.runner.report_stuck(), 20)),
-            "partitions": [partition.status() for partition in self.partitions.values()] if self._has_begun else [],
+            "partitions": [partition.status() for partition in self.partitions.values()] if self.replicas.has_begun else [],
         }
 
     def _counter_values(self) -> dict[str, int]:
@@ -1071,12 +746,12 @@ class Host:
             "syncs_total": self._commit.syncs_total,
             "peer_frames_sent_total": self._peers.frames_sent_total,
             "peer_frames_received_total": self._peers.frames_received_total,
-            "messages_rejected_total": self.messages_rejected_total + sum(shell.core.rejected_total for shell in self.shells.values()),
+            "messages_rejected_total": self.replicas.rejected_total + sum(shell.core.rejected_total for shell in self.shells.values()),
             "placement_moves_total": self._placing.moves_total,
-            "copies_sent_total": self._copying.sent_total,
-            "copies_installed_total": self._copying.installed_total,
-            "copy_bytes_sent_total": self._copying.bytes_sent_total,
-            "replicas_retired_total": self.replicas_retired_total,
+            "copies_sent_total": self.replicas.copying.sent_total,
+            "copies_installed_total": self.replicas.copying.installed_total,
+            "copy_bytes_sent_total": self.replicas.copying.bytes_sent_total,
+            "replicas_retired_total": self.replicas.retired_total,
             "connections": self._counters.open,
             "connections_refused_total": self._counters.refused_total,
             "protocol_errors_total": self._counters.protocol_errors_total,

@@ -469,6 +469,10 @@ class Peers:
         link = self.links.get(host)
         return link is not None and link.connection is not None
 
+    def connected(self) -> list[str]:
+        """The hosts that a connection stands to."""
+        return [name for name, link in self.links.items() if link.connection is not None]
+
     def is_alone(self) -> bool:
         """Whether there are others, and none of them is connected, for longer than a moment."""
         return bool(self.links) and all(

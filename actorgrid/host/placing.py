@@ -14,13 +14,12 @@ from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavaila
 from actorgrid.host.bootstrap import SYSTEM_PARTITION
 from actorgrid.host.manager import VERBS as MANAGER_VERBS
 from actorgrid.host.manager import Manager
-from actorgrid.host.orders import Orders
-from actorgrid.host.partition import HostedPartition, wall_clock_ms
+from actorgrid.host.orders import Orders, OrdersOwner
+from actorgrid.host.partition import wall_clock_ms
 from actorgrid.host.peers import Peers
 from actorgrid.host.questions import Questions
 from actorgrid.host.recovery import QUESTIONS as RECOVERY_QUESTIONS
 from actorgrid.host.recovery import Recovery, RecoveryOwner
-from actorgrid.host.replica_shell import ReplicaShell
 from actorgrid.host.reports import Capacity, HostReport, Reporter
 from actorgrid.host.roster import Roster, parse_hosts
 from actorgrid.wire.messages import HostInfo
@@ -35,23 +34,23 @@ LEAVE_LOOK_S: Final = 0.05
 VERBS: Final = (*MANAGER_VERBS, "recover")
 
 
-class PlacingOwner(RecoveryOwner, Protocol):
+class PlacingOwner(Protocol):
     """What placement needs of its host."""
 
-    partitions: dict[int, HostedPartition]
     state: str
+
+    def primary_host_of(self, partition: int) -> str:
+        """The host of the newest primary that was heard of; empty if none was."""
+
+
+class PlacedReplicas(OrdersOwner, RecoveryOwner, Protocol):
+    """What placement needs of the replicas of its host."""
 
     def next_incarnation_of(self, partition: int) -> int:
         """The lowest replica incarnation that may be built here."""
 
-    def drop_replica(self, shell: ReplicaShell, why: str) -> None:
-        """Remove a replica that is no member any more, with its data."""
-
     def replica_bytes(self) -> int:
         """About how large one replica is."""
-
-    def primary_host_of(self, partition: int) -> str:
-        """The host of the newest primary that was heard of; empty if none was."""
 
 
 class Placing:
@@ -65,6 +64,7 @@ class Placing:
     def __init__(
         self,
         owner: PlacingOwner,
+        replicas: PlacedReplicas,
         peers: Peers,
         *,
         me: str,
@@ -77,16 +77,17 @@ class Placing:
         limits: Limits,
         failed: Callable[[Exception], None],
     ) -> None:
-        self.partitions = owner.partitions
+        self.partitions = replicas.partitions
         self.questions = Questions(peers, self._answer)
         self._owner = owner
+        self._replicas = replicas
         self._me = me
         self._roster = roster
         self._failed = failed
         self._reporter = Reporter(me, node, zone, capacity)
-        self._orders = Orders(owner, self.questions)
+        self._orders = Orders(replicas, self.questions)
         self._manager = Manager(self, me, limits, replica_set_size=replica_set_size, partition_count=partition_count, date_ms=wall_clock_ms)
-        self.recovery = Recovery(owner, me, lambda: [info.name for info in roster.infos], self.ask_host)
+        self.recovery = Recovery(replicas, me, lambda: [info.name for info in roster.infos], peers.connected, self.ask_host)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -129,9 +130,9 @@ class Placing:
     def own_report(self) -> HostReport:
         owner = self._owner
         return self._reporter.report(
-            owner.partitions.values(),
+            self.partitions.values(),
             roster_version=self._roster.version,
-            bytes_each=owner.replica_bytes(),
+            bytes_each=self._replicas.replica_bytes(),
             state=owner.state,
         )
 

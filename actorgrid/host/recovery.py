@@ -55,20 +55,14 @@ class RecoveryOwner(Protocol):
     """What recovery needs of its host."""
 
     shells: dict[int, ReplicaShell]
+    has_begun: bool
     beginning: dict[int, Member]  # partitions that are being begun anew here, with the new replica
-
-    @property
-    def has_begun(self) -> bool:
-        """The replicas here take part."""
 
     def next_incarnation_of(self, partition: int) -> int:
         """The lowest replica incarnation that may be built here."""
 
     async def begin_anew(self, shell: ReplicaShell, configuration: Configuration, lsn: int, epoch: int) -> None:
         """Put a new replica in the place of `shell`, with its data; who is cancelled while waiting for it stops nothing."""
-
-    def connected_hosts(self) -> list[str]:
-        """The other hosts that a connection stands to."""
 
     def retire(self, shell: ReplicaShell, why: str) -> None:
         """This replica leaves duty for good."""
@@ -78,13 +72,17 @@ class Recovery:
     """Looks, decides, and carries out, for one host.
 
     :param hosts: the names of all hosts of the grid, as they are now
+    :param connected: those that a connection stands to
     :param ask_host: asks one of them, this one too
     """
 
-    def __init__(self, owner: RecoveryOwner, me: str, hosts: Callable[[], Iterable[str]], ask_host: AskHost) -> None:
+    def __init__(
+        self, owner: RecoveryOwner, me: str, hosts: Callable[[], Iterable[str]], connected: Callable[[], Iterable[str]], ask_host: AskHost
+    ) -> None:
         self._owner = owner
         self._me = me
         self._hosts = hosts
+        self._connected = connected
         self._ask_host = ask_host
         self._told: dict[str, dict[int, int]] = {}  # by host: the lineages that it has heard of on this connection
         self._telling: dict[str, asyncio.Task[None]] = {}
@@ -222,7 +220,7 @@ class Recovery:
         own = {partition: found for partition, shell in self._owner.shells.items() if (found := _lineage_of(shell))}
         if not own:
             return
-        for host in self._owner.connected_hosts():
+        for host in self._connected():
             told = self._told.get(host, {})
             news = {partition: found for partition, found in own.items() if told.get(partition) != found}
             if news and host not in self._telling:

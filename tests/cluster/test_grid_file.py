@@ -89,7 +89,7 @@ def test_a_grid_with_fewer_nodes_than_replicas_says_so(tmp_path):
 
 
 def test_hosts_and_the_command_line_agree_on_how_many_replicas_there_may_be():
-    from actorgrid.host.host import REPLICA_SET_SIZE_MAX
+    from actorgrid.host.config import REPLICA_SET_SIZE_MAX
 
     assert grid_file.REPLICAS_MAX == REPLICA_SET_SIZE_MAX
 

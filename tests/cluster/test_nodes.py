@@ -39,6 +39,7 @@ def until_replicas(data: Path, node: str) -> None:
 
 def test_a_host_comes_and_another_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(APPS))
+    monkeypatch.setenv("ACTORGRID_PLACEMENT_QUIET_S", "1")
     from ledger import Ledger  # type: ignore[import-not-found]
 
     data = tmp_path / "grid"

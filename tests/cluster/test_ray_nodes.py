@@ -302,6 +302,7 @@ class Load:
 @pytest.mark.timeout(180)
 def test_hosts_follow_the_nodes_of_a_ray_cluster(cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(APPS))
+    monkeypatch.setenv("ACTORGRID_PLACEMENT_QUIET_S", "1")
     from ledger import Ledger  # type: ignore[import-not-found]
 
     data = tmp_path / "grid"

@@ -23,7 +23,7 @@ from actorgrid import grid
 from actorgrid.cluster import grid_file
 from actorgrid.cluster.local import LocalGrid
 from actorgrid.cluster.ray_host import HostOrder, order_of
-from actorgrid.host.host import HostConfig
+from actorgrid.host.config import HostConfig
 from actorgrid.settings import HostSettings
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]

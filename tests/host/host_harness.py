@@ -21,7 +21,8 @@ import uvloop
 
 from actorgrid import grid
 from actorgrid.errors import ActorGridError, from_wire
-from actorgrid.host.host import Host, HostConfig
+from actorgrid.host.config import HostConfig
+from actorgrid.host.host import Host
 from actorgrid.ids import HostName, make_address, partition_of
 from actorgrid.settings import ClientSettings, HostSettings, WireSettings
 from actorgrid.wire import messages

@@ -19,8 +19,9 @@ SETTINGS = HostSettings(placement_quiet_s=0.3, replica_restart_wait_s=2.0)
 class Grid(HostByHost):
     """Hosts of one grid, each on a node of its own: host-1 on node-1 and so on."""
 
-    def __init__(self, path, count):
-        super().__init__(path, count, replicas=3, settings=SETTINGS)
+    def __init__(self, path, count, settings=SETTINGS, partitions=PARTITIONS, **options):
+        super().__init__(path, count, replicas=3, settings=settings, **options)
+        self.partitions = partitions
 
     async def add(self):
         """One more host, which knows the others; they do not know it."""
@@ -57,6 +58,12 @@ class Grid(HostByHost):
                     raise
                 await asyncio.sleep(0.05)
 
+    async def nodes(self):
+        return {node["name"]: node for node in (await self.operate("nodes"))["nodes"]}
+
+    async def intents(self):
+        return {name: node["intent"] for name, node in (await self.nodes()).items()}
+
     async def drained(self, node, timeout_s=15):
         """Wait until the drain of `node` is done; its row."""
         deadline = time.monotonic() + timeout_s
@@ -65,7 +72,10 @@ class Grid(HostByHost):
             await asyncio.sleep(0.05)
         return row
 
-    async def until_equal(self):
+    def all_serve(self):
+        return len(self.members()) == self.partitions + 1
+
+    async def until_equal(self, timeout_s=10):
         """Every replica of every partition has applied the same, and it is the same."""
 
         def equal():
@@ -73,23 +83,31 @@ class Grid(HostByHost):
             for host in self.up:
                 for row in host.digests():
                     found.setdefault(row["id"], []).append((row["applied_lsn"], row["digest"]))
-            return len(found) == PARTITIONS + 1 and all(len(rows) == 3 and len(set(rows)) == 1 for rows in found.values())
+            return len(found) == self.partitions + 1 and all(len(rows) == 3 and len(set(rows)) == 1 for rows in found.values())
 
-        await until(equal, 10)
+        await until(equal, timeout_s)
+
+    async def begin(self):
+        """Start all of them, and the grid."""
+        for index in range(len(self.hosts)):
+            await self.start(index)
+        await self.hosts[0].administer("init", {})
+        await until(self.all_serve, 10)
+
+    async def stop_all(self):
+        for index, host in enumerate(self.hosts):
+            if host is not None:
+                await self.stop(index)
 
 
 @contextlib.asynccontextmanager
-async def hosts_of(path, count):
-    made = Grid(path, count)
-    for index in range(count):
-        await made.start(index)
-    await made.hosts[0].administer("init", {})
-    await until(lambda: len(made.members()) == PARTITIONS + 1, 10)
+async def hosts_of(path, count, **options):
+    made = Grid(path, count, **options)
     try:
+        await made.begin()
         yield made
     finally:
-        for host in made.up:
-            await host.stop()
+        await made.stop_all()
 
 
 class Load:

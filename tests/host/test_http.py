@@ -7,7 +7,8 @@ import contextlib
 
 import aiohttp
 import pytest
-from host_harness import PARTITIONS, HostByHost, free_port, make_config, run, until
+from host_harness import PARTITIONS, free_port, make_config, run, until
+from placement_harness import Grid
 
 from actorgrid.errors import SettingsError
 from actorgrid.host.host import Host
@@ -19,18 +20,14 @@ SETTINGS = HostSettings(placement_quiet_s=0.3, http_port_offset=OFFSET)
 
 @contextlib.asynccontextmanager
 async def grid_over_http(path):
-    made = HostByHost(path, 3, replicas=3, settings=SETTINGS)
-    for index in range(3):
-        await made.start(index)
-    await made.hosts[0].administer("init", {})
-    await until(lambda: len({p.id for host in made.up for p in host.partitions.values() if p.serving}) == PARTITIONS + 1, 10)
+    made = Grid(path, 3, settings=SETTINGS)
     try:
+        await made.begin()
         async with aiohttp.ClientSession(f"http://127.0.0.1:{made.ports[0] + OFFSET}") as session:
             await until_known(session)
             yield made, session
     finally:
-        for host in made.up:
-            await host.stop()
+        await made.stop_all()
 
 
 async def until_known(session):

@@ -11,13 +11,9 @@ from placement_harness import PATIENT, Load, hosts_of
 from actorgrid import grid
 
 
-async def intents(made):
-    return {row["name"]: row["intent"] for row in (await made.operate("nodes"))["nodes"]}
-
-
 async def until_intents(made, wanted, timeout_s=10):
     deadline = time.monotonic() + timeout_s
-    while (found := await intents(made)) != wanted:
+    while (found := await made.intents()) != wanted:
         assert time.monotonic() < deadline, found
         await asyncio.sleep(0.05)
 
@@ -30,10 +26,10 @@ def test_a_host_that_leaves_is_missed_by_nobody_and_its_wish_ends_when_it_is_bac
                 for index in (2, 0, 1):  # wherever the manager is
                     await made.hosts[index].leave()
                     assert made.primaries(index) == []
-                    assert (await intents(made))[f"node-{index + 1}"] == "restart"
+                    assert (await made.intents())[f"node-{index + 1}"] == "restart"
                     await made.stop(index)
                     await asyncio.sleep(0.3)
-                    assert (await intents(made))[f"node-{index + 1}"] == "restart"
+                    assert (await made.intents())[f"node-{index + 1}"] == "restart"
                     await made.start(index)
                     await until_intents(made, dict.fromkeys(("node-1", "node-2", "node-3"), "none"))
             assert min(load.acknowledged.values()) > 0
@@ -51,7 +47,7 @@ def test_while_one_is_away_another_that_every_partition_needs_waits(tmp_path):
             waiting = asyncio.create_task(made.hosts[1].leave())
             await asyncio.sleep(1.5)
             assert not waiting.done()  # with two of three gone nothing would be served
-            assert (await intents(made))["node-2"] == "restart"
+            assert (await made.intents())["node-2"] == "restart"
             await made.start(0)
             async with asyncio.timeout(9):
                 await waiting
@@ -70,12 +66,12 @@ def test_what_an_operator_wants_of_the_node_stays_when_its_host_is_back(tmp_path
             await made.stop(1)
             await made.start(1)
             await asyncio.sleep(1)
-            assert (await intents(made))["node-2"] == "restart"
+            assert (await made.intents())["node-2"] == "restart"
             await made.operate("drain", node="node-3", intent="remove_node")
             began = time.monotonic()
             await made.hosts[2].leave()  # more is wanted already, and looked after
             assert time.monotonic() - began < 2
-            assert (await intents(made))["node-3"] == "remove_node"
+            assert (await made.intents())["node-3"] == "remove_node"
 
     run(main, timeout_s=40)
 
@@ -85,7 +81,7 @@ def test_a_lower_intent_of_an_operator_is_raised_for_the_restart_and_counts_agai
         async with hosts_of(tmp_path, 3) as made:
             await made.operate("drain", node="node-2", intent="pause")
             await made.hosts[1].leave()
-            assert (await intents(made))["node-2"] == "restart"
+            assert (await made.intents())["node-2"] == "restart"
             assert made.primaries(1) == []
             await made.stop(1)
             await made.start(1)

@@ -5,52 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import time
 
 import msgspec
 import pytest
-from host_harness import HostByHost, actor_on, make_config, run, seeds, until
+from host_harness import actor_on, make_config, run, seeds, until
 from load_actors import Worker
+from placement_harness import PATIENT, Grid
 
 from actorgrid import grid
-from actorgrid.errors import ActorError, InvalidArgumentError, RequestError, SettingsError, TransientError
+from actorgrid.errors import ActorError, InvalidArgumentError, RequestError, SettingsError
 from actorgrid.host.host import Host
 from actorgrid.host.manager import PlacementState
 from actorgrid.host.reports import Capacity, HostRecord, HostReport, LedPartition, Overview
 from actorgrid.ids import HostName
 from actorgrid.replication.configuration import Member
-from actorgrid.settings import ClientSettings, HostSettings
+from actorgrid.settings import HostSettings
 
-PATIENT = ClientSettings(timeout_s=15.0, connect_timeout_s=0.5)
 SETTINGS = HostSettings(placement_quiet_s=0.3, replica_restart_wait_s=30.0)
 FAST = {"labels": {"disk": "ssd"}}
 
 
-class Grid(HostByHost):
+class Capacities(Grid):
     """Hosts that are told what they may be given."""
 
-    def __init__(self, path, capacities, partitions, settings):
-        super().__init__(path, len(capacities), replicas=3, settings=settings, app="load_actors")
+    def __init__(self, path, capacities, **options):
+        super().__init__(path, len(capacities), app="load_actors", **options)
         self.capacities = capacities
-        self.partitions = partitions
 
     async def start(self, index):
         config = make_config(self.path, ports=self.ports, index=index, **self._options)
         host = self.hosts[index] = Host(dataclasses.replace(config, partition_count=self.partitions, **self.capacities[index]))
         await host.start()
         return host
-
-    def manager(self):
-        return next((host for host in self.up if 0 in host.partitions and host.partitions[0].serving), None)
-
-    def members(self):
-        """partition -> hosts of its configuration, as its primary has it."""
-        return {
-            partition.id: sorted(member.host for member in partition.replica.configuration.members)
-            for host in self.up
-            for partition in host.partitions.values()
-            if partition.serving
-        }
 
     def counts(self):
         """Replicas on each host, by the configurations."""
@@ -64,33 +50,15 @@ class Grid(HostByHost):
         """What was ordered, whoever was manager then: the system partition's primary may be swapped too."""
         return [move for host in self.up for move in host._placing._manager.moves]
 
-    async def operate(self, verb, **arguments):
-        """Ask some host, as a tool would; again while the manager is moving."""
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                return await self.up[-1].administer(verb, arguments)
-            except TransientError:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.05)
-
-    async def nodes(self):
-        return {node["name"]: node for node in (await self.operate("nodes"))["nodes"]}
-
 
 @contextlib.asynccontextmanager
 async def hosts_of(path, capacities, partitions=4, settings=SETTINGS):
-    made = Grid(path, capacities, partitions, settings)
+    made = Capacities(path, capacities, partitions=partitions, settings=settings)
     try:
-        for index in range(len(capacities)):
-            await made.start(index)
-        await made.hosts[0].administer("init", {})
-        await until(lambda: len(made.members()) == partitions + 1, 10)
+        await made.begin()
         yield made
     finally:
-        for host in made.up:
-            await host.stop()
+        await made.stop_all()
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import pytest
 from host_actors import Box
-from host_harness import PARTITIONS, HostByHost, run, seeds, until
+from host_harness import PARTITIONS, run, seeds, until
+from placement_harness import PATIENT, Grid
 
 from actorgrid import grid
 from actorgrid.errors import HostUnavailableError, ProtocolError, RequestError, TransientError
@@ -18,7 +19,6 @@ from actorgrid.replication.lineage import LSN_GAP, data_loss_number, first_epoch
 from actorgrid.settings import ClientSettings, HostSettings
 
 SETTINGS = HostSettings(placement_quiet_s=0.3, replica_restart_wait_s=1.0)
-PATIENT = ClientSettings(timeout_s=15.0, connect_timeout_s=0.5)
 HASTY = ClientSettings(timeout_s=1.0, connect_timeout_s=0.3)
 BOXES = 12
 
@@ -28,39 +28,18 @@ async def add_one(made, settings=PATIENT):
         return [await client.get(Box, f"b{number}").add(1) for number in range(BOXES)]
 
 
-def all_serve(made):
-    return lambda: len({p.id for host in made.up for p in host.partitions.values() if p.serving}) == PARTITIONS + 1
-
-
-def replicas_in_sync(made):
-    rows = {}
-    for host in made.up:
-        for row in host.digests():
-            rows.setdefault(row["id"], []).append((row["applied_lsn"], row["digest"]))
-    return len(rows) == PARTITIONS + 1 and all(len(each) == 3 and len(set(each)) == 1 for each in rows.values())
-
-
 async def lagging_survivor(path):
     """Three hosts; host-3 was away while the others took the second round of changes, and is the only one that is left."""
-    made = HostByHost(path, 3, replicas=3, settings=SETTINGS)
-    for index in range(3):
-        await made.start(index)
-    await made.hosts[0].administer("init", {})
-    await until(all_serve(made), 10)
+    made = Grid(path, 3, settings=SETTINGS)
+    await made.begin()
     assert await add_one(made) == [1] * BOXES
-    await until(lambda: replicas_in_sync(made), 10)
+    await made.until_equal()
     await made.stop(2)
     assert await add_one(made) == [2] * BOXES
     await made.stop(1)
     await made.stop(0)
     await made.start(2)
     return made
-
-
-async def stop_all(made):
-    for index, host in enumerate(made.hosts):
-        if host is not None:
-            await made.stop(index)
 
 
 def test_what_is_left_goes_on_after_data_loss_is_accepted_and_who_returns_gives_in(tmp_path):
@@ -82,7 +61,7 @@ def test_what_is_left_goes_on_after_data_loss_is_accepted_and_who_returns_gives_
             before = {number: shell.core.last_lsn for number, shell in survivor.shells.items()}
             done = await survivor.administer("recover", {"accept_data_loss": True})
             assert {(row["state"], row["host"], row["data_loss_number"]) for row in done["partitions"]} == {("recovered", "host-3", 1)}
-            await until(all_serve(made), 5)
+            await until(made.all_serve, 5)
             for number, shell in survivor.shells.items():
                 assert shell.core.last_lsn > before[number] + LSN_GAP
                 assert [member.host for member in shell.core.configuration.voters] == ["host-3"]
@@ -91,15 +70,15 @@ def test_what_is_left_goes_on_after_data_loss_is_accepted_and_who_returns_gives_
             # Those that were away have newer data and their old quorum. They give in, and are built anew.
             await made.start(0)
             await made.start(1)
-            await until(lambda: replicas_in_sync(made), 25)
+            await made.until_equal(25)
             assert {data_loss_number(shell.core.epoch) for host in made.up for shell in host.shells.values()} == {1}
             assert await add_one(made) == [3] * BOXES
 
             # It is as durable as any other: all of them start again.
-            await stop_all(made)
+            await made.stop_all()
             for index in range(3):
                 await made.start(index)
-            await until(all_serve(made), 10)
+            await until(made.all_serve, 10)
             assert await add_one(made) == [4] * BOXES
 
             # Lost once more, it is accepted once more.
@@ -110,7 +89,7 @@ def test_what_is_left_goes_on_after_data_loss_is_accepted_and_who_returns_gives_
             assert {(row["state"], row["data_loss_number"]) for row in done["partitions"]} == {("recovered", 2)}
             assert await add_one(made) == [5] * BOXES
         finally:
-            await stop_all(made)
+            await made.stop_all()
 
     run(main, timeout_s=90)
 
@@ -120,7 +99,7 @@ def test_what_can_come_back_by_itself_is_not_begun_anew(tmp_path):
         made = await lagging_survivor(tmp_path)
         try:
             await made.start(1)
-            await until(all_serve(made), 10)
+            await until(made.all_serve, 10)
             answer = await made.hosts[2].administer("recover", {"partitions": [1, 99], "accept_data_loss": True})
             assert [row["state"] for row in answer["partitions"]] == ["refused", "refused"]
             assert "is served by" in answer["partitions"][0]["why"]
@@ -130,7 +109,7 @@ def test_what_can_come_back_by_itself_is_not_begun_anew(tmp_path):
                 await made.hosts[2].administer("recover", {"partitions": ["1"]})
             assert await add_one(made) == [3] * BOXES
         finally:
-            await stop_all(made)
+            await made.stop_all()
 
     run(main, timeout_s=90)
 
@@ -143,19 +122,19 @@ def test_who_asked_may_go_and_the_replica_is_begun_all_the_same(tmp_path):
             shell = survivor.shells[1]
             incarnation, member = shell.me.incarnation, Member("host-3", shell.me.incarnation + 1)
             lsn, epoch = shell.core.last_lsn + LSN_GAP, first_epoch_after_loss(shell.core.epoch, 7)
-            asking = asyncio.create_task(survivor.begin_anew(shell, Configuration(9, (member,)), lsn, epoch))
+            asking = asyncio.create_task(survivor.replicas.begin_anew(shell, Configuration(9, (member,)), lsn, epoch))
             await asyncio.sleep(0)
-            assert list(survivor.beginning) == [1]
+            assert list(survivor.replicas.beginning) == [1]
             assert 1 not in survivor.shells
             # Whoever looks now sees that it is taken care of, and a copy or a message for the new replica is for nobody yet.
             looked = await survivor.administer("recover", {"partitions": [1], "accept_data_loss": True})
             assert looked["partitions"][0]["state"] == "refused"
-            assert survivor.next_incarnation_of(1) > incarnation + 1
+            assert survivor.replicas.next_incarnation_of(1) > incarnation + 1
             asking.cancel()
             await until(lambda: 1 in survivor.partitions and survivor.partitions[1].serving, 5)
-            assert survivor.beginning == {}
+            assert survivor.replicas.beginning == {}
         finally:
-            await stop_all(made)
+            await made.stop_all()
 
     run(main, timeout_s=40)
 
@@ -176,9 +155,6 @@ class FakeOwner:
         self.connected = []
         self.retired = []
 
-    def connected_hosts(self):
-        return self.connected
-
     def retire(self, shell, why):
         self.retired.append(shell)
 
@@ -197,7 +173,7 @@ def test_every_host_is_told_of_every_lineage_until_it_has_heard_it():
     async def main():
         first = first_epoch_after_loss(5, 3)
         owner = FakeOwner({number: first + number for number in range(200)} | {200: 7})
-        recovery = Recovery(owner, "host-1", list, ask_host)
+        recovery = Recovery(owner, "host-1", list, lambda: owner.connected, ask_host)
 
         async def tick():
             recovery.tick()
@@ -223,9 +199,10 @@ def test_every_host_is_told_of_every_lineage_until_it_has_heard_it():
 
         # Who hears gives up what is older, whatever epoch it may have adopted from others.
         other = FakeOwner({1: 7, 2: first, 3: first_epoch_after_loss(first, 0)})
-        await Recovery(other, "host-2", list, ask_host).answer("begun_anew", {"lineages": dict.fromkeys((1, 2, 3, 4), lineage(first))})
+        hearing = Recovery(other, "host-2", list, list, ask_host)
+        await hearing.answer("begun_anew", {"lineages": dict.fromkeys((1, 2, 3, 4), lineage(first))})
         assert other.retired == [other.shells[1]]
         with pytest.raises(ProtocolError):
-            await Recovery(other, "host-2", list, ask_host).answer("begun_anew", {"lineages": "all"})
+            await Recovery(other, "host-2", list, list, ask_host).answer("begun_anew", {"lineages": "all"})
 
     run(main)

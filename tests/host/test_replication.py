@@ -112,7 +112,7 @@ def test_a_replica_that_is_retired_is_rebuilt_though_nobody_writes(tmp_path):
             partition, primary = next((each, host) for each, host in three.primaries().items() if each)
             other = next(host for host in three.up if host is not primary)
             gone = other.shells[partition].me
-            other.retire(other.shells[partition], "the test says so")
+            other.replicas.retire(other.shells[partition], "the test says so")
             await until(lambda: partition in other.shells and other.shells[partition].me > gone, 8)
             core = primary.shells[partition].core
             await until(lambda: other.shells[partition].me in core.configuration.voters, 8)
