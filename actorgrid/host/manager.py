@@ -32,6 +32,9 @@ STATE_ADDRESS: Final = "actorgrid.System\0placement"
 TICK_S: Final = 0.25
 #: Between two looks at all hosts, however much there is to do.
 TICK_LEAST_S: Final = 0.1
+#: Hosts that take long to report are busy, and calls go first: then moves come as much more slowly, up to so slowly.
+TICK_BUSY_FACTOR: Final = 8.0
+TICK_BUSY_MAX_S: Final = 1.0
 TICK_LEAST_PER_HOST_S: Final = 0.001
 REPORT_TIMEOUT_S: Final = 1.0
 #: Swaps wait for turns to end, builds for the host that is to build.
@@ -157,6 +160,7 @@ class Manager:
         self._changing = asyncio.Lock()
         self._left_s: dict[str, float] = {}  # since when it is known that a node's own host wants to leave
         self._order_over = asyncio.Event()
+        self._gather_s = 0.0  # what the last look at all hosts took
 
     # -- the loop
 
@@ -184,7 +188,8 @@ class Manager:
 
     async def _pause(self, began_s: float) -> None:
         """Until the next tick: sooner when an order is over, since then there may be another one to give."""
-        least_s = max(TICK_LEAST_S, TICK_LEAST_PER_HOST_S * len(self._state.hosts))
+        busy_s = min(TICK_BUSY_MAX_S, TICK_BUSY_FACTOR * self._gather_s)
+        least_s = max(TICK_LEAST_S, TICK_LEAST_PER_HOST_S * len(self._state.hosts), busy_s)
         self._order_over.clear()
         await asyncio.sleep(least_s)
         with contextlib.suppress(TimeoutError):
@@ -205,7 +210,9 @@ class Manager:
             self._take_office(system)
         overview = self._overview
         assert overview is not None
+        began_s = time.monotonic()
         await self._gather(overview)
+        self._gather_s = time.monotonic() - began_s
         if not system.serving or self._overview is not overview or system.replica.epoch != self._epoch:
             return
         now_s = time.monotonic()
