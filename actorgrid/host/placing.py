@@ -46,9 +46,6 @@ class PlacingOwner(Protocol):
 class PlacedReplicas(OrdersOwner, RecoveryOwner, Protocol):
     """What placement needs of the replicas of its host."""
 
-    def next_incarnation_of(self, partition: int) -> int:
-        """The lowest replica incarnation that may be built here."""
-
     def replica_bytes(self) -> int:
         """About how large one replica is."""
 
@@ -152,7 +149,7 @@ class Placing:
         verb, state, why = "drain", "", ""
         while time.monotonic() < deadline_s and state != "done":
             try:
-                async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(0.0, deadline_s - time.monotonic())):
+                async with asyncio.timeout(deadline_s - time.monotonic()):
                     row = await self.operate(verb, arguments)
                 verb, state, why = "drain_status", row["state"], ""
                 if state == "none":  # somebody has taken it back: then it ends as it is
