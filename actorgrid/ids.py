@@ -6,7 +6,6 @@ that no layer builds it twice. Partition ids start at 1; 0 is kept for the syste
 
 from __future__ import annotations
 
-import secrets
 from typing import NamedTuple, NewType
 
 from xxhash import xxh3_64_intdigest
@@ -36,11 +35,6 @@ class RequestId(NamedTuple):
     client: ClientId
     number: int
     path: tuple[int, ...] = ()
-
-
-def new_client_id() -> ClientId:
-    """16 bytes from the operating system: two clients never share one."""
-    return ClientId(secrets.token_bytes(CLIENT_ID_BYTES))
 
 
 def make_address(actor_type: str, actor_id: str) -> Address:

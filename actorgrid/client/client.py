@@ -11,8 +11,10 @@ from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, cast, ov
 
 import msgspec
 
+from actorgrid import ambient
 from actorgrid.actor.definition import actor_type_of, method_of
 from actorgrid.actor.methods import Method
+from actorgrid.ambient import new_client_id
 from actorgrid.client import admin
 from actorgrid.client.caller import Caller, check_timeout_s
 from actorgrid.client.map import PartitionMap
@@ -20,7 +22,7 @@ from actorgrid.client.pending import Answer, PendingCall
 from actorgrid.client.proxy import Proxy, make_proxy_class
 from actorgrid.client.seeds import parse_seeds
 from actorgrid.errors import ActorGridError, InvalidArgumentError, OverloadedError
-from actorgrid.ids import ClientId, make_address, new_client_id
+from actorgrid.ids import ClientId, make_address
 from actorgrid.settings import ClientSettings, WireSettings
 
 T = TypeVar("T")
@@ -82,7 +84,7 @@ class Client:
         self._settings = settings if timeout_s is None else dataclasses.replace(settings, timeout_s=check_timeout_s(timeout_s))
         self._wire = wire or WireSettings()
         # Jitter only: where a client sends what must not hang on it.
-        self._rng = rng or random.Random()  # noqa: S311
+        self._rng = rng or ambient.new_random()
         self._client_id = client_id or new_client_id()
         self._options = Options()
         self._caller: Caller | None = None

@@ -27,11 +27,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
+from actorgrid.ambient import new_client_id
 from actorgrid.client import admin
 from actorgrid.cluster import grid_file, nodes, processes
 from actorgrid.cluster.processes import ProcessMark
 from actorgrid.errors import ActorGridError, DeadlineExceededError, RequestError, from_wire, to_wire
-from actorgrid.ids import new_client_id
 from actorgrid.settings import HostSettings, WireSettings
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from actorgrid.ambient import new_client_id
 from actorgrid.client import admin
 from actorgrid.cluster import grid_file, nodes, ports, ray_api, ray_host, ray_notices
 from actorgrid.cluster.grid_file import GridFile, HostEntry
 from actorgrid.cluster.ray_api import HostHandle
 from actorgrid.cluster.ray_notices import Asked, Memory, NodeHost, RayNode, Standing
 from actorgrid.errors import ActorGridError, HostUnavailableError, RequestError, SettingsError, TransientError
-from actorgrid.ids import new_client_id
 from actorgrid.settings import HostSettings, WireSettings
 
 log = logging.getLogger(__name__)

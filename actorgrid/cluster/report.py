@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from actorgrid import __version__
+from actorgrid.ambient import new_client_id
 from actorgrid.client import admin
 from actorgrid.client.map import PartitionMap
 from actorgrid.cluster.grid_file import say_shortage
 from actorgrid.errors import ActorGridError, DeadlineExceededError
-from actorgrid.ids import new_client_id
 from actorgrid.settings import WireSettings
 from actorgrid.wire.messages import HostInfo
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from actorgrid import ambient
 from actorgrid.actor.definition import ActorType
 from actorgrid.actor.fields import ActorState
 from actorgrid.host.turn import Turn
@@ -55,7 +55,7 @@ class Activation:
         self.running: tuple[Turn, ...] = ()
         self.queue: deque[Turn] | None = None
         self.last_lsn = 0
-        self.last_used_s = time.monotonic()
+        self.last_used_s = ambient.monotonic()
         self.used = True
         self.load_parts = 0
         self.ready = "on_activate" not in actor_type.hooks

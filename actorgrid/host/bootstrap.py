@@ -13,10 +13,10 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from actorgrid.ambient import new_client_id
 from actorgrid.client.admin import ask
 from actorgrid.errors import ActorGridError, HostUnavailableError, RequestError
 from actorgrid.host.commit import GroupCommit
-from actorgrid.ids import new_client_id
 from actorgrid.replication.configuration import first_configuration
 from actorgrid.settings import HostSettings, WireSettings
 from actorgrid.storage.replica_store import ReplicaStore

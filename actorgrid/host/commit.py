@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from actorgrid import ambient
 from actorgrid.errors import StorageError
 from actorgrid.storage.store import Batch, Store
 
@@ -159,7 +159,7 @@ class GroupCommit:
         self._kick_scheduled = False
         if self._is_busy or self._stopped or not (self._dirty or self._callbacks or self._written):
             return
-        now_ns = time.monotonic_ns()
+        now_ns = ambient.monotonic_ns()
         try:
             self._write_open(now_ns, with_proposals=True)
         except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
@@ -200,7 +200,7 @@ class GroupCommit:
         :raises StorageError: the outcome is unknown
         """
         if self._open is not None and not self._stopped:
-            self._write_open(time.monotonic_ns(), with_proposals=False)
+            self._write_open(ambient.monotonic_ns(), with_proposals=False)
             if not self._is_busy and not self._kick_scheduled:
                 self._kick_scheduled = True
                 self._loop.call_soon(self._kick)
@@ -221,7 +221,7 @@ class GroupCommit:
             return
         self.syncs_total += 1
         self.synced_position = self._syncing_position
-        now_ns = time.monotonic_ns()
+        now_ns = ambient.monotonic_ns()
         synced, self._syncing = self._syncing, []
         callbacks, self._syncing_callbacks = self._syncing_callbacks, []
         # The next batch starts before the answers of this one are sent: the disk works while the answers are encoded.

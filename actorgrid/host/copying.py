@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from actorgrid import ambient
 from actorgrid.errors import CorruptLogError, InvariantViolation, StorageError
 from actorgrid.host.commit import GroupCommit
 from actorgrid.host.peers import Peers
@@ -135,7 +135,7 @@ class Copying:
         source = copy.source
         assert source is not None
         while copy.sent - copy.answered < WINDOW_CHUNKS and not copy.is_complete and copy.timer is None:
-            began_s = time.monotonic()  # not the loop's time, which stands still while it is held up
+            began_s = ambient.monotonic()  # not the loop's time, which stands still while it is held up
             if began_s < self._next_chunk_s:
                 copy.timer = self._loop.call_at(self._next_chunk_s, self._go_on, copy)
                 return
@@ -156,7 +156,7 @@ class Copying:
             copy.sent += 1
             self.bytes_sent_total += len(chunk.data)
             self._peers.send_frame(copy.to.host, CopyChunkFrame(copy.number, chunk.number, chunk.checksum, chunk.data))
-            now_s = time.monotonic()
+            now_s = ambient.monotonic()
             self._next_chunk_s = now_s + max(len(chunk.data) / self._bytes_per_s, YIELD_FACTOR * (now_s - began_s))
 
     def _go_on(self, copy: _Outgoing) -> None:
@@ -234,7 +234,7 @@ class Copying:
         if incoming is None:
             return
         incoming.heard_ns = self._now_ns()
-        began_s = time.monotonic()
+        began_s = ambient.monotonic()
         try:
             incoming.target.add(CopyChunk(frame.number, frame.data, frame.checksum))
         except CorruptLogError as error:
@@ -242,7 +242,7 @@ class Copying:
             self._refuse(host, frame.copy, str(error))
             return
         # The sender waits for this: a host that is busy takes its time.
-        pause_s = YIELD_FACTOR * (time.monotonic() - began_s)
+        pause_s = YIELD_FACTOR * (ambient.monotonic() - began_s)
         self._loop.call_later(pause_s, self._peers.send_frame, host, CopyAnswer(frame.copy, frame.number))
 
     def on_end(self, host: str, end: CopyEnd) -> None:

@@ -34,15 +34,15 @@ import contextlib
 import itertools
 import logging
 import os
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from actorgrid import ambient
 from actorgrid.actor.registry import ActorRegistry
+from actorgrid.ambient import new_client_id
 from actorgrid.client.caller import Caller
 from actorgrid.errors import CorruptLogError, InvariantViolation, SettingsError, StorageError
 from actorgrid.host.bootstrap import SYSTEM_PARTITION, Bootstrap
@@ -62,7 +62,6 @@ from actorgrid.host.runner import Runner
 from actorgrid.host.server import ConnectionCounters, HostConnection, unknown_verb
 from actorgrid.host.supervision import BlindSupervisor, LocalSupervisor, Supervisor
 from actorgrid.host.watchdog import Watchdog
-from actorgrid.ids import new_client_id
 from actorgrid.replication import events as ev
 from actorgrid.replication.frames import CopyAnswer, CopyBegin, CopyChunkFrame, CopyEnd, PeerAnswer, PeerQuestion, StoreMark
 from actorgrid.replication.liveness import Liveness, Times
@@ -130,7 +129,7 @@ class Host:
         self._offloader: Offloader = offloader or ProcessOffloader(config.app_path)
         self._supervisor: Supervisor = supervisor or (LocalSupervisor() if config.watches_processes else BlindSupervisor())
         self._http: HttpServer | None = None
-        self._rng = random.Random()  # noqa: S311 - election timeouts
+        self._rng = ambient.new_random()  # election timeouts
         self._incarnation = 0
         self._counters = ConnectionCounters()
         self._connections: dict[HostConnection, None] = {}
@@ -165,13 +164,13 @@ class Host:
             self._watchdog = Watchdog(settings.loop_block_report_s, settings.loop_block_limit_s)
             self.runner = Runner(loop, settings, config.wire, self._watchdog)
             self.residents = Residents(settings)
-            self.liveness = Liveness(config.name, self._incarnation, time.monotonic_ns(), Times(), quiet=not store.is_new)
+            self.liveness = Liveness(config.name, self._incarnation, ambient.monotonic_ns(), Times(), quiet=not store.is_new)
             self._commit = GroupCommit(loop, store, self.fail, self._put_marks)
             self._caller = Caller(
                 client_id=new_client_id(),
                 settings=ClientSettings(in_flight_max=min(settings.host_queue_max, 1_048_576)),
                 wire=config.wire,
-                rng=random.Random(),  # noqa: S311 - jitter of retries
+                rng=ambient.new_random(),  # jitter of retries
                 role=messages.ROLE_HOST,
                 cluster_id=config.cluster_id,
             )
@@ -469,7 +468,7 @@ class Host:
         """Housekeeping, a little at a time; in quick succession while activations take more memory than they may (I16)."""
         every_s = SWEEP_EVERY_S if not self.residents.over_limit else SWEEP_OVER_LIMIT_S
         self._timers["sweep"] = self._loop.call_later(every_s, self._sweep)
-        self.residents.sweep(time.monotonic())
+        self.residents.sweep(ambient.monotonic())
         for report in self.runner.report_stuck():
             logger.warning("turn waits method=%(method)s actor=%(actor)s for_s=%(waiting_s)s", report)
         while len(self.watermarks) > WATERMARKS_MAX:
@@ -666,7 +665,7 @@ class Host:
     def _is_heard(self, host: str) -> bool:
         liveness = self.liveness
         heard_ns = liveness.heard_ns(host)
-        return heard_ns + liveness.times.support_ns > time.monotonic_ns() and not liveness.is_dead(host, liveness.life_of(host))
+        return heard_ns + liveness.times.support_ns > ambient.monotonic_ns() and not liveness.is_dead(host, liveness.life_of(host))
 
     async def administer(self, verb: str, arguments: dict[str, Any]) -> Any:
         """Answer an operator's tool.

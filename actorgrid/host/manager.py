@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -18,6 +17,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Struct
 
+from actorgrid import ambient
 from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, NotPrimaryError, RequestError
 from actorgrid.host.bootstrap import SYSTEM_PARTITION
 from actorgrid.host.labels import problems_of, say
@@ -168,7 +168,7 @@ class Manager:
         """Take office whenever the system partition is served here, for ever."""
         try:
             while True:
-                began_s = time.monotonic()
+                began_s = ambient.monotonic()
                 system = self._owner.partitions.get(SYSTEM_PARTITION)
                 if system is not None and system.serving:
                     try:
@@ -193,7 +193,7 @@ class Manager:
         self._order_over.clear()
         await asyncio.sleep(least_s)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, TICK_S - (time.monotonic() - began_s))):
+            async with asyncio.timeout(max(0.0, TICK_S - (ambient.monotonic() - began_s))):
                 await self._order_over.wait()
 
     def _leave_office(self) -> None:
@@ -210,12 +210,12 @@ class Manager:
             self._take_office(system)
         overview = self._overview
         assert overview is not None
-        began_s = time.monotonic()
+        began_s = ambient.monotonic()
         await self._gather(overview)
-        self._gather_s = time.monotonic() - began_s
+        self._gather_s = ambient.monotonic() - began_s
         if not system.serving or self._overview is not overview or system.replica.epoch != self._epoch:
             return
-        now_s = time.monotonic()
+        now_s = ambient.monotonic()
         overview.let_time_pass(now_s)
         await self._remember_nodes(overview)
         await self._welcome_back(overview)
@@ -243,7 +243,7 @@ class Manager:
         stored = system.shell.durable.entries_of(STATE_ADDRESS).get(b"")
         self._state = self._logged = _decode(stored) if stored is not None else PlacementState()
         names = self._state.hosts or [info.name for info in self._owner.host_infos()]
-        self._overview = Overview(names, time.monotonic())
+        self._overview = Overview(names, ambient.monotonic())
         self._wants_rebalance = False
         logger.info("placement manager in office epoch=%d intents=%s", self._epoch, sorted(self._state.intents))
 
@@ -253,11 +253,11 @@ class Manager:
         async def of(name: str) -> None:
             try:
                 answer = await self._owner.ask_host(name, "report", {}, REPORT_TIMEOUT_S)
-                overview.take(decode_report(answer), time.monotonic())
+                overview.take(decode_report(answer), ambient.monotonic())
             except ActorGridError as error:
                 logger.debug("no report host=%s error=%s", name, error)
 
-        overview.take(self._owner.own_report(), time.monotonic())
+        overview.take(self._owner.own_report(), ambient.monotonic())
         async with asyncio.TaskGroup() as group:
             for name in overview.names:
                 if name != self._me:
@@ -281,7 +281,7 @@ class Manager:
         if gone:
             logger.info("hosts forgotten hosts=%s", ",".join(gone))
             await self._change(lambda state: _without_hosts(state, gone))
-            overview.set_names(self._state.hosts, time.monotonic())
+            overview.set_names(self._state.hosts, ambient.monotonic())
         version = self._state.hosts_version
         for name in overview.names:
             report = overview.report_of(name)
@@ -297,7 +297,7 @@ class Manager:
         """Hosts on nodes that were to be removed, are empty, and do not run any more."""
         if self.plan is None or self._observation is None or not self._observation.is_complete:
             return []
-        now_s = time.monotonic()
+        now_s = ambient.monotonic()
         done = {drain.node for drain in self.plan.drains if drain.is_done and drain.intent is Intent.REMOVE_NODE}
         return [
             name
@@ -326,7 +326,7 @@ class Manager:
                 return msgspec.structs.replace(state, hosts=hosts, nodes=nodes, hosts_version=state.hosts_version + 1)
 
             await self._change(with_host)
-            overview.set_names(self._state.hosts, time.monotonic())
+            overview.set_names(self._state.hosts, ambient.monotonic())
         return self._roster()
 
     def _observe(self, overview: Overview, now_s: float) -> Observation:
@@ -364,7 +364,7 @@ class Manager:
 
     def _may_order(self, partition: int) -> bool:
         """Whether no order is under way for it, and none was refused a moment ago."""
-        return partition not in self._under_way and time.monotonic() >= self._refused.get(partition, (0, 0.0))[1]
+        return partition not in self._under_way and ambient.monotonic() >= self._refused.get(partition, (0, 0.0))[1]
 
     def _begin(self, partition: int, verb: str, host: str, asked: str, arguments: dict[str, Any], why: str) -> None:
         self.moves_total += 1
@@ -384,7 +384,7 @@ class Manager:
         task.add_done_callback(over)
 
     async def _carry_out(self, move: Move, asked: str, arguments: dict[str, Any]) -> None:
-        began_s = time.monotonic()
+        began_s = ambient.monotonic()
         try:
             await self._owner.ask_host(asked, move.what, arguments, ORDER_TIMEOUT_S)
             move.outcome = "done"
@@ -392,12 +392,12 @@ class Manager:
         except Exception as error:  # noqa: BLE001 - whatever it is, the order has come to nothing, and is decided anew
             move.outcome = str(error) or type(error).__name__
             times = self._refused.get(move.partition, (0, 0.0))[0] + 1
-            self._refused[move.partition] = times, time.monotonic() + min(REFUSED_PAUSE_MAX_S, REFUSED_PAUSE_S * 2**times)
+            self._refused[move.partition] = times, ambient.monotonic() + min(REFUSED_PAUSE_MAX_S, REFUSED_PAUSE_S * 2**times)
         except asyncio.CancelledError:
             move.outcome = "the manager has left office"
             raise
         finally:
-            move.seconds = round(time.monotonic() - began_s, 4)
+            move.seconds = round(ambient.monotonic() - began_s, 4)
             logger.info(
                 "move partition=%d what=%s host=%s seconds=%.3f outcome=%s why=%s",
                 move.partition, move.what, move.host, move.seconds, move.outcome, move.why,
@@ -513,7 +513,7 @@ class Manager:
     async def _welcome_back(self, overview: Overview) -> None:
         """A host that left to be restarted, and that reports again as one that stays, wants nothing any more."""
         leaving = {node: record.by for node, record in self._state.intents.items() if record.by}
-        self._left_s = {node: self._left_s.get(node, time.monotonic()) for node in leaving}
+        self._left_s = {node: self._left_s.get(node, ambient.monotonic()) for node in leaving}
         for node, host in leaving.items():
             report = overview.report_of(host)
             is_back = report is not None and not report.is_leaving and overview.is_up(host)
@@ -600,7 +600,7 @@ class Manager:
     def _look_again(self) -> None:
         """Decide anew on what is known, so that the answer to an operator tells of what was just asked for."""
         if self._overview is not None:
-            self._observation = self._observe(self._overview, time.monotonic())
+            self._observation = self._observe(self._overview, ambient.monotonic())
             self.plan = make_plan(self._observation, self._limits)
 
     # -- rows

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
+from actorgrid import ambient
 from actorgrid.actor.definition import ActorType, actor_type_of, method_of
 from actorgrid.actor.methods import Method
 from actorgrid.client.caller import Caller
@@ -101,7 +100,7 @@ class OutgoingCalls:
         self._watermarks = watermarks
         self._remote = remote
         self._offloader = offloader
-        self._random = random.Random()  # noqa: S311 - jitter of retries
+        self._random = ambient.new_random()  # jitter of retries
 
     def proxy(self, turn: Turn, actor: type[T], actor_id: str) -> T:
         actor_type = actor_type_of(actor)
@@ -174,7 +173,7 @@ class OutgoingCalls:
             partition.wait_committed(activation.last_lsn, waiter)
             await waiter
         # A primary that others have followed without its knowing must not act on what it has seen: it ends here, with its activations.
-        while not partition.replica.has_lease(time.monotonic_ns()) and not turn.over:
+        while not partition.replica.has_lease(ambient.monotonic_ns()) and not turn.over:
             await asyncio.sleep(LEASE_LOOK_S)
 
     async def _call_remote(
@@ -216,7 +215,7 @@ class OutgoingCalls:
             answer: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
             watermark = self._watermarks.get(turn.client_id, 0)
             # Not at once: the other actor's turn would run on this one's stack, inside its context.
-            now_ns = time.monotonic_ns()
+            now_ns = ambient.monotonic_ns()
             refusal = partition.refusal(now_ns)
             if refusal is None:
                 self._loop.call_soon(partition.admit, call, turn.client_id, 0, watermark, since_lsn, _LocalAnswer(answer), now_ns)

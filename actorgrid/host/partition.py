@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from actorgrid import ambient
 from actorgrid.actor.definition import ActorType
 from actorgrid.actor.fields import ActorState, Change
 from actorgrid.actor.registry import ActorRegistry
@@ -169,7 +169,7 @@ class HostedPartition:
             return HostUnavailableError(f"the replica of partition {self.id} on this host is out of duty", retry_after_s=0.1)
         if self.replica.role is Role.PRIMARY and not primary:
             return HostUnavailableError(f"partition {self.id} does not serve at the moment", retry_after_s=0.01)
-        if not primary and not self.shell.hears_quorum(time.monotonic_ns()):
+        if not primary and not self.shell.hears_quorum(ambient.monotonic_ns()):
             return self._no_quorum()
         return NotPrimaryError(
             f"partition {self.id} is not here; its primary is {primary or 'unknown'}", partition=self.id, primary=primary, epoch=epoch
@@ -256,7 +256,7 @@ class HostedPartition:
 
     def _submit_hook(self, activation: Activation, hook: str) -> None:
         """Let the actor's hook be its next turn: not at once, so that whoever needed the actor can queue up behind it; never refused."""
-        deadline_ns = time.monotonic_ns() + HOOK_TIMEOUT_NS
+        deadline_ns = ambient.monotonic_ns() + HOOK_TIMEOUT_NS
         turn = Turn(activation, activation.actor_type.hooks[hook], (), 0, b"", 0, deadline_ns, None, 0)
         self._runner.take(turn)
         self.enqueue(turn)
@@ -329,7 +329,7 @@ class HostedPartition:
         """The proof is looked at after the work: whatever the turn saw was then the newest there was."""
         if turn.any_replica:
             turn.answer_at(status, payload, self.replica.committed_lsn if self.serving else self.applied_lsn)
-        elif self.replica.has_lease(time.monotonic_ns()):
+        elif self.replica.has_lease(ambient.monotonic_ns()):
             turn.answer(status, payload)
         else:
             turn.answer(STATUS_ERROR, error_payload(self._no_quorum() if self.serving else self.not_here()))
@@ -415,7 +415,7 @@ class HostedPartition:
     def internal_record(self, epoch: int, lsn: int, entry: Entry) -> LogRecord:
         """A record of one entry that no turn made."""
         assert not self._entries
-        record = LogRecord(epoch, lsn, self._time_ms(time.monotonic_ns()), [], [entry])
+        record = LogRecord(epoch, lsn, self._time_ms(ambient.monotonic_ns()), [], [entry])
         self._in_flight.append(InFlight(record, [None]))
         self._next_lsn = lsn + 1
         return record
@@ -524,11 +524,11 @@ class HostedPartition:
         if not self.serving or self.is_handing_over:
             return False
         self.is_handing_over = True
-        began_s = time.monotonic()
+        began_s = ambient.monotonic()
         try:
             for patience_s in HAND_OVER_PATIENCE_S:
                 await self._until(lambda: not self._has_waiting_turns(), HAND_OVER_QUIET_S)
-                closed_s = time.monotonic()
+                closed_s = ambient.monotonic()
                 if not await self._come_to_rest(patience_s):
                     continue
                 if not self.replica.serving:  # it has lost its office meanwhile, and nobody would answer
@@ -543,7 +543,7 @@ class HostedPartition:
                     target,
                     handed_over,
                     (closed_s - began_s) * 1e3,
-                    (time.monotonic() - closed_s) * 1e3,
+                    (ambient.monotonic() - closed_s) * 1e3,
                 )
                 return handed_over
             logger.info("not handed over, a turn takes long partition=%d to=%s", self.id, target)
@@ -569,9 +569,9 @@ class HostedPartition:
 
     async def _until(self, is_so: Callable[[], bool], patience_s: float) -> bool:
         """Whether it came to be so in time."""
-        deadline_s = time.monotonic() + patience_s
+        deadline_s = ambient.monotonic() + patience_s
         while not is_so():
-            if time.monotonic() > deadline_s:
+            if ambient.monotonic() > deadline_s:
                 return False
             await asyncio.sleep(0.001)
         return True
@@ -660,7 +660,7 @@ class HostedPartition:
         """This host's part of one row of ``actorgrid status``."""
         replica = self.replica
         configuration = replica.configuration
-        now_ns = time.monotonic_ns()
+        now_ns = ambient.monotonic_ns()
         is_primary = replica.role is Role.PRIMARY
         return {
             "id": self.id,
@@ -696,4 +696,4 @@ class HostedPartition:
 
 def wall_clock_ms() -> int:
     """The date, in ms since 1970. Only ages idempotency records; no decision about safety looks at it (I15)."""
-    return time.time_ns() // 1_000_000
+    return ambient.wall_clock_ns() // 1_000_000

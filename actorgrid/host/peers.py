@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import socket
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol, cast
 
 import msgspec
 
+from actorgrid import ambient
 from actorgrid.errors import ActorGridError, ProtocolError
 from actorgrid.host.supervision import Supervisor
 from actorgrid.replication import frames
@@ -211,7 +210,7 @@ class Peers:
         self._own_mark = own_mark
         self._supervisor = supervisor
         self._beat_s = beat_s
-        self._rng = random.Random()  # noqa: S311 - jitter of retries
+        self._rng = ambient.new_random()  # jitter of retries
         self._marks = marks
         self.links = {info.name: PeerLink(self, info, marks.get(info.name, frames.NOTHING_KNOWN)) for info in others}
         self._marks_changed: dict[str, StoreMark] = {}
@@ -405,7 +404,7 @@ class Peers:
             message = decoder(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"frame of host {link.name} does not have its form: {error}") from None
-        now_ns = time.monotonic_ns()
+        now_ns = ambient.monotonic_ns()
         link.heard_s = self.loop.time()
         self.liveness.heard(link.name, now_ns)
         if type(message) is not PeerFrame:
@@ -529,7 +528,7 @@ class Peers:
         self._beat_to_all()
 
     def _beat_to_all(self) -> None:
-        now_ns = time.monotonic_ns()
+        now_ns = ambient.monotonic_ns()
         if self._is_stopped or not self.owner.may_beat(now_ns):
             return
         version = self._primaries_version
@@ -543,7 +542,7 @@ class Peers:
     def link_up(self, link: PeerLink) -> None:
         logger.info("peer up host=%s incarnation=%d", link.name, link.incarnation)
         self.liveness.met(link.name, link.incarnation)
-        self.liveness.heard(link.name, time.monotonic_ns())
+        self.liveness.heard(link.name, ambient.monotonic_ns())
         self.owner.peer_up(link.name)
         self.loop.call_soon(self._beat_to_all)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from actorgrid import ambient
 from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, RequestError
 from actorgrid.host.bootstrap import SYSTEM_PARTITION
 from actorgrid.host.manager import VERBS as MANAGER_VERBS
@@ -144,12 +144,12 @@ class Placing:
 
     async def leave(self, node: str, grace_s: float) -> bool:
         """Ask for the intent ``restart`` of this host's own node, and wait until it is safe to go; whether it is."""
-        deadline_s = time.monotonic() + grace_s
+        deadline_s = ambient.monotonic() + grace_s
         arguments = {"node": node, "intent": "restart", "by": self._me, "deadline_s": grace_s}
         verb, state, why = "drain", "", ""
-        while time.monotonic() < deadline_s and state != "done":
+        while ambient.monotonic() < deadline_s and state != "done":
             try:
-                async with asyncio.timeout(deadline_s - time.monotonic()):
+                async with asyncio.timeout(deadline_s - ambient.monotonic()):
                     row = await self.operate(verb, arguments)
                 verb, state, why = "drain_status", row["state"], ""
                 if state == "none":  # somebody has taken it back: then it ends as it is
@@ -161,7 +161,7 @@ class Placing:
                 why = str(error)
             await asyncio.sleep(LEAVE_LOOK_S)
         logger.info(
-            "host leaves node=%s is_safe=%s waited_s=%.2f why=%s", node, state == "done", grace_s - deadline_s + time.monotonic(), why
+            "host leaves node=%s is_safe=%s waited_s=%.2f why=%s", node, state == "done", grace_s - deadline_s + ambient.monotonic(), why
         )
         return state == "done"
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from actorgrid import ambient
 from actorgrid.errors import ActorGridError, HostUnavailableError, ProtocolError, RequestError
 from actorgrid.host.replica_shell import ReplicaShell
 from actorgrid.replication.configuration import Configuration, Member
@@ -193,7 +193,7 @@ class Recovery:
         if core.serving:
             raise RequestError(f"partition {partition} is served by {self._me}")
         member = Member(self._me, owner.next_incarnation_of(partition))
-        anew = first_epoch_after_loss(epoch, secrets.randbelow(LOTS))
+        anew = first_epoch_after_loss(epoch, ambient.new_random().randrange(LOTS))
         logger.error(
             "data loss accepted partition=%d data_loss_number=%d begins_with=%s of=%s last_lsn=%d",
             partition, data_loss_number(anew), member, core.configuration, core.last_lsn,

@@ -8,10 +8,10 @@ what others wrote; in the office, which has the decoded record at hand, for its 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from actorgrid import ambient
 from actorgrid.errors import CorruptLogError, ProtocolError
 from actorgrid.ids import PartitionId
 from actorgrid.replication import events as ev
@@ -220,7 +220,7 @@ class ReplicaShell:
         if self.is_over:
             return
         handlers = self._handlers
-        for effect in self.core.step(event, time.monotonic_ns()):
+        for effect in self.core.step(event, ambient.monotonic_ns()):
             handlers[type(effect)](effect)
 
     def on_message(self, message: Message, host: str, incarnation: int) -> None:
@@ -370,7 +370,7 @@ class ReplicaShell:
 
     def _append_proposed(self, effect: ev.AppendProposed) -> None:
         assert self._office is not None
-        self._append(effect.write_no, self._office.take_entries(effect.epoch, effect.first_lsn, time.monotonic_ns()))
+        self._append(effect.write_no, self._office.take_entries(effect.epoch, effect.first_lsn, ambient.monotonic_ns()))
 
     def _append_first(self, effect: ev.AppendFirst) -> None:
         assert self._office is not None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
+from actorgrid import ambient
 from actorgrid.errors import CorruptLogError, InvariantViolation, StorageError
 from actorgrid.host.bootstrap import SYSTEM_PARTITION
 from actorgrid.host.commit import GroupCommit
@@ -79,7 +79,7 @@ class Replicas:
         self.has_begun = False
         self.rejected_total = 0
         self.retired_total = 0
-        self.copying = Copying(store, peers, commit, self, time.monotonic_ns, config.settings.copy_bytes_per_s)
+        self.copying = Copying(store, peers, commit, self, ambient.monotonic_ns, config.settings.copy_bytes_per_s)
         self._owner = owner
         self._config = config
         self._store = store
@@ -170,7 +170,7 @@ class Replicas:
     def tick(self) -> None:
         """Let time pass for the replicas."""
         if self.has_begun:
-            now_ns = time.monotonic_ns()
+            now_ns = ambient.monotonic_ns()
             for shell in list(self.shells.values()):
                 if now_ns >= shell.core.wake_ns:
                     shell.step(ev.TimePassed())

@@ -7,13 +7,13 @@ what was known of it last stands, without a primary.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from actorgrid import ambient
 from actorgrid.errors import ProtocolError
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.replica_shell import ReplicaShell
@@ -131,7 +131,7 @@ class Reporter:
         :param bytes_each: about how large one replica is of which no more is known
         """
         led, held = [], []
-        now_s = time.monotonic()
+        now_s = ambient.monotonic()
         for partition in partitions:
             shell = partition.shell
             configuration = shell.core.configuration

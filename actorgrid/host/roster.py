@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Struct
 
+from actorgrid import ambient
+from actorgrid.ambient import new_client_id
 from actorgrid.client.admin import ask
 from actorgrid.errors import ActorGridError, RequestError
-from actorgrid.ids import new_client_id
 from actorgrid.settings import WireSettings
 from actorgrid.wire.messages import HostInfo
 
@@ -58,6 +58,7 @@ class Roster:
 
     def __init__(self, me: str, told: Iterable[HostInfo], stored: bytes | None, owner: RosterOwner) -> None:
         self._me = me
+        self._rng = ambient.new_random()  # jitter
         self._told = {info.name: info for info in told}
         self._owner = owner
         self.version = 0
@@ -104,7 +105,7 @@ class Roster:
         is_in = False
         delay_s = JOIN_FIRST_S
         while True:
-            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            await asyncio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
             if is_in and not is_alone():
                 delay_s = JOIN_MAX_S
                 continue

@@ -11,12 +11,12 @@ import asyncio
 import contextvars
 import logging
 import sys
-import time
 import traceback
 from asyncio.tasks import _enter_task, _leave_task  # documented under "Extending" in the asyncio reference
 from collections.abc import Coroutine, Generator
 from typing import Any, Final
 
+from actorgrid import ambient
 from actorgrid.actor.context import current_turn
 from actorgrid.actor.scope import ReentrantScope
 from actorgrid.errors import (
@@ -211,7 +211,7 @@ class Runner:
         queue = activation.queue
         while queue:
             turn = queue.popleft()
-            if turn.deadline_ns > time.monotonic_ns():
+            if turn.deadline_ns > ambient.monotonic_ns():
                 if not queue:
                     activation.queue = None
                 return turn
@@ -281,11 +281,11 @@ class Runner:
     ) -> None:
         if turn.scope is not None:
             turn.scope.pause()
-        self.suspended[turn] = time.monotonic_ns()
+        self.suspended[turn] = ambient.monotonic_ns()
         task = self._loop.create_task(self._go_on(turn, coroutine, awaited, stand_in), context=context)
         turn.task = task
         stand_in.become(task)
-        delay_s = (turn.deadline_ns - time.monotonic_ns()) / 1e9
+        delay_s = (turn.deadline_ns - ambient.monotonic_ns()) / 1e9
         turn.timer = self._loop.call_later(max(0.0, delay_s), self._expire, turn)
 
     async def _go_on(self, turn: Turn, coroutine: Coroutine[Any, Any, Any], awaited: Any, stand_in: FirstStepTask) -> None:
@@ -433,7 +433,7 @@ class Runner:
 
     def report_stuck(self) -> list[dict[str, Any]]:
         """Turns that have waited longer than ``turn_stuck_report_s``: for the status, and logged once each time it is called."""
-        now_ns = time.monotonic_ns()
+        now_ns = ambient.monotonic_ns()
         limit_ns = int(self._settings.turn_stuck_report_s * 1e9)
         return [
             {

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 import msgspec
 
+from actorgrid import ambient
 from actorgrid.errors import (
     AccessDeniedError,
     ActorGridError,
@@ -234,13 +234,13 @@ class HostConnection(asyncio.Protocol):
     def _work(self) -> None:
         """Admit what has arrived, for one slice of time; what is left follows after everyone else had the loop."""
         self._is_working_later = False
-        now_ns = time.monotonic_ns()
+        now_ns = ambient.monotonic_ns()
         backlog = self._backlog
         while backlog:
             if self._admit_some(backlog[0], now_ns):
                 backlog.popleft()
                 self._position = 0
-            if backlog and time.monotonic_ns() - now_ns > SLICE_NS:
+            if backlog and ambient.monotonic_ns() - now_ns > SLICE_NS:
                 self._is_working_later = True
                 self._loop.call_soon(self._work)
                 break

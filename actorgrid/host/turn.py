@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
+from actorgrid import ambient
 from actorgrid.actor.context import TurnContext
 from actorgrid.actor.methods import Method
 from actorgrid.errors import OverloadedError
@@ -169,7 +169,7 @@ class Turn(TurnContext):
 
     @property
     def deadline_s(self) -> float:
-        return max(0.0, (self.deadline_ns - time.monotonic_ns()) / 1e9)
+        return max(0.0, (self.deadline_ns - ambient.monotonic_ns()) / 1e9)
 
     def get(self, actor: type[T], actor_id: str) -> T:
         return self.activation.partition.outgoing.proxy(self, actor, actor_id)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ import msgspec
 from msgspec import Struct
 from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, RdictIter, ReadOptions, WriteBatch, WriteOptions
 
+from actorgrid import ambient
 from actorgrid.errors import CorruptLogError, DiskFullError, SettingsError, StorageError
 from actorgrid.storage import keys
 from actorgrid.storage.files import refuse_what_hangs
@@ -240,7 +240,7 @@ class Store:
 
     def _create(self, identity: StoreIdentity) -> None:
         self.is_new = True
-        self.store_id = secrets.token_hex(16)
+        self.store_id = ambient.random_hex(16)
         batch = self.batch()
         batch.put(keys.IDENTITY_KEY, msgspec.json.encode(identity))
         batch.put(keys.STORE_ID_KEY, self.store_id.encode())
@@ -263,7 +263,7 @@ class Store:
 
     def reborn(self, batch: Batch, incarnation: int) -> None:
         """This store went back in time: let it be another store from now on, in lives above `incarnation` (I6)."""
-        self.store_id = secrets.token_hex(16)
+        self.store_id = ambient.random_hex(16)
         batch.put(keys.STORE_ID_KEY, self.store_id.encode())
         batch.put(keys.INCARNATION_KEY, incarnation.to_bytes(8, "big"))
 

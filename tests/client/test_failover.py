@@ -10,9 +10,9 @@ from samples import QUICK, Account
 from stand_in import CLUSTER_ID, SILENCE, StandInHost, make_map, run
 
 from actorgrid import grid
+from actorgrid.ambient import new_client_id
 from actorgrid.client.caller import Caller
 from actorgrid.errors import AccessDeniedError, NotPrimaryError
-from actorgrid.ids import new_client_id
 from actorgrid.settings import ClientSettings, WireSettings
 
 #: Doubling up to this, the pause between two questions would soon be what callers wait for.

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actorgrid.ambient import new_client_id
 from actorgrid.client.caller import Caller
 from actorgrid.client.map import PartitionMap, parse_host
 from actorgrid.errors import ProtocolError
-from actorgrid.ids import new_client_id
 from actorgrid.settings import ClientSettings, WireSettings
 from actorgrid.wire.messages import HostInfo, MapMessage
 

@@ -10,6 +10,7 @@ from samples import QUICK, Account
 from stand_in import CLUSTER_ID, SILENCE, StandInHost, make_map, run
 
 from actorgrid import grid
+from actorgrid.ambient import new_client_id
 from actorgrid.client.caller import Caller
 from actorgrid.errors import (
     AccessDeniedError,
@@ -27,7 +28,6 @@ from actorgrid.errors import (
     SessionExpiredError,
     WriteInDoubtError,
 )
-from actorgrid.ids import new_client_id
 from actorgrid.settings import ClientSettings, WireSettings
 from actorgrid.wire import messages
 from actorgrid.wire.framing import frame

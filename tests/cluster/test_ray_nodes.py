@@ -23,6 +23,7 @@ import pytest
 from typer.testing import CliRunner
 
 from actorgrid import grid
+from actorgrid.ambient import new_client_id
 from actorgrid.cli.commands import app
 from actorgrid.client import admin
 from actorgrid.cluster import grid_file
@@ -45,7 +46,6 @@ from actorgrid.cluster.ray_notices import (
     needs_standing,
 )
 from actorgrid.errors import ActorGridError, SettingsError
-from actorgrid.ids import new_client_id
 from actorgrid.settings import WireSettings
 
 APPS = Path(__file__).parent.parent / "apps"

@@ -22,9 +22,9 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any, Self
 
+from actorgrid.ambient import new_client_id
 from actorgrid.client import admin
 from actorgrid.errors import ActorGridError, RequestError
-from actorgrid.ids import new_client_id
 from actorgrid.settings import WireSettings
 from tests.faults.child import PARENT
 from tests.faults.network import Endpoint

@@ -32,10 +32,11 @@ import msgspec
 import uvloop
 
 from actorgrid import grid
+from actorgrid.ambient import new_client_id
 from actorgrid.client.connection import Connection, connect
 from actorgrid.client.connection import RefusedError as HandshakeRefusedError
 from actorgrid.errors import ActorError, ActorGridError, OutcomeUnknownError, SessionExpiredError, TransientError
-from actorgrid.ids import make_address, new_client_id, partition_of
+from actorgrid.ids import make_address, partition_of
 from actorgrid.settings import ClientSettings, WireSettings
 from actorgrid.wire import messages
 from actorgrid.wire.framing import frame
