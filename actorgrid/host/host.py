@@ -35,7 +35,6 @@ import itertools
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -68,6 +67,7 @@ from actorgrid.replication.liveness import Liveness, Times
 from actorgrid.replication.messages import Message
 from actorgrid.replication.replica import Role
 from actorgrid.settings import ClientSettings
+from actorgrid.storage.home import StoreHome
 from actorgrid.storage.store import Batch, PeerMark, Store, StoreIdentity
 from actorgrid.wire import messages
 from actorgrid.wire.framing import frame
@@ -89,8 +89,6 @@ RECOVERY_TICK_S: Final = 0.2
 #: Changes of the map within so long are pushed to clients together.
 PUSH_DELAY_S: Final = 0.002
 SETTINGS_ADDRESS: Final = "actorgrid.System\0settings"
-#: A store that cannot be trusted is put aside under this name, never deleted.
-QUARANTINE: Final = "store.corrupt"
 SWEEP_OVER_LIMIT_S: Final = 0.01
 STOP_GRACE_S: Final = 3.0
 HAND_OVER_GRACE_S: Final = 1.5
@@ -98,28 +96,23 @@ HAND_OVER_GRACE_S: Final = 1.5
 WATERMARKS_MAX: Final = 100_000
 
 
-def _sync_names(directory: Path) -> None:
-    """Make the names in `directory` durable.
-
-    :raises StorageError: the disk says no
-    """
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise StorageError(f"cannot sync {directory}: {error.strerror or error}") from None
-
-
 class Host:
     """One host. `start` it once; when it has failed or stopped, make a new one.
 
     :param supervisor: who sees processes of other hosts die; by default the kernel's own word on this machine
+    :param home: where the store is; by default the data directory
+    :param watchdog: who looks for turns that block the loop; by default a thread
     """
 
-    def __init__(self, config: HostConfig, *, offloader: Offloader | None = None, supervisor: Supervisor | None = None) -> None:
+    def __init__(
+        self,
+        config: HostConfig,
+        *,
+        offloader: Offloader | None = None,
+        supervisor: Supervisor | None = None,
+        home: StoreHome | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
         self.config = config
         self.cluster_id = config.cluster_id
         self.partitions: dict[int, HostedPartition] = {}
@@ -128,6 +121,8 @@ class Host:
         self.state = "starting"
         self._offloader: Offloader = offloader or ProcessOffloader(config.app_path)
         self._supervisor: Supervisor = supervisor or (LocalSupervisor() if config.watches_processes else BlindSupervisor())
+        self._home = home or StoreHome(config.data_dir)
+        self._given_watchdog = watchdog
         self._http: HttpServer | None = None
         self._rng = ambient.new_random()  # election timeouts
         self._incarnation = 0
@@ -157,11 +152,12 @@ class Host:
         loop.set_default_executor(
             concurrent.futures.ThreadPoolExecutor(settings.blocking_threads_max, thread_name_prefix="actorgrid blocking")
         )
-        self._store = store = self._open_store()
+        identity = StoreIdentity(config.cluster_id, config.name, config.partition_count)
+        self._store = store = self._home.open(identity, has_copies=config.has_copies)
         try:
             self._incarnation = store.next_incarnation()
             store.sync_now()
-            self._watchdog = Watchdog(settings.loop_block_report_s, settings.loop_block_limit_s)
+            self._watchdog = self._given_watchdog or Watchdog(settings.loop_block_report_s, settings.loop_block_limit_s)
             self.runner = Runner(loop, settings, config.wire, self._watchdog)
             self.residents = Residents(settings)
             self.liveness = Liveness(config.name, self._incarnation, ambient.monotonic_ns(), Times(), quiet=not store.is_new)
@@ -257,44 +253,6 @@ class Host:
             "host listens name=%s address=%s:%d pid=%d incarnation=%d replicas=%d actors=%s",
             config.name, config.address, self.port, os.getpid(), self._incarnation, len(self.shells), ",".join(self.registry.names),
         )  # fmt: skip
-
-    def _open_store(self) -> Store:
-        """The store; a new one in the place of one that is damaged, if other hosts have what it had."""
-        config = self.config
-        identity = StoreIdentity(config.cluster_id, config.name, config.partition_count)
-        path = config.data_dir / "store"
-        condemned = path.with_name(QUARANTINE + ".please")
-        try:
-            if condemned.exists() and config.has_copies:
-                raise CorruptLogError(condemned.read_text() or "it was found to be damaged")
-            store = self._open_or_salvage(path, identity)
-        except CorruptLogError as error:
-            if not config.has_copies:
-                raise
-            aside = next(each for number in itertools.count(1) if not (each := path.with_name(f"{QUARANTINE}.{number}")).exists())
-            logger.error("store is damaged, it is put aside and its replicas are built anew path=%s aside=%s error=%s", path, aside, error)
-            path.rename(aside)
-            condemned.unlink(missing_ok=True)
-            store = Store(path, identity)
-        if store.is_new:
-            # RocksDB syncs the names in the store; the store's own name is ours to sync, or a power loss may take all of it (fsync(2)).
-            for directory in (config.data_dir, config.data_dir.parent):
-                _sync_names(directory)
-        return store
-
-    def _open_or_salvage(self, path: Path, identity: StoreIdentity) -> Store:
-        """The store, up to the first damage in its write-ahead log.
-
-        After a loss of power the end that was not synced may be there in parts, in any order, which looks like damage. What is before it is
-        everything that was synced; if it is not, the peers remember more and say so (I6). Without peers damage is refused.
-        """
-        try:
-            return Store(path, identity)
-        except CorruptLogError as error:
-            if not self.config.has_copies:
-                raise
-            logger.warning("write-ahead log is damaged, what is before the damage is taken path=%s error=%s", path, error)
-            return Store(path, identity, salvage=True)
 
     def _make_office(self, shell: ReplicaShell) -> HostedPartition:
         store = self._store
@@ -442,9 +400,7 @@ class Host:
         self.state = "failed"
         logger.error("host leaves duty name=%s error=%s", self.config.name, error)
         if isinstance(error, CorruptLogError) and self.config.has_copies:
-            # The next start puts this store aside: what is damaged is not read twice.
-            with contextlib.suppress(OSError):
-                (self.config.data_dir / (QUARANTINE + ".please")).write_text(str(error))
+            self._home.condemn(str(error))
         self._failure.set_result(error)
         self._commit.stop()
         self._end_duty(str(error))

@@ -1,8 +1,7 @@
-"""One RocksDB per host, behind the small interface that the host needs.
+"""One database per host, RocksDB but for simulations, behind the small interface that the host needs.
 
-All partitions share it, so that one sync makes the changes of every partition durable. A batch is written without sync on the loop
-(rocksdict holds the interpreter lock while it writes, and a synced write would hold it while the disk works), then `sync` runs
-``flush_wal(True)`` in a thread of its own, which releases the lock.
+All partitions share it, so that one sync makes the changes of every partition durable. A batch is written without sync on the loop, then
+`Store.sync` lets the database sync in a thread of its own.
 
 Errors follow I12: after the first failed write or sync nothing more is written through this handle, every later call raises the same
 `StorageError`, and what the failed write did is unknown until the store is opened again.
@@ -14,27 +13,21 @@ cannot see that, its peers can (I6): it has a name of its own (`Store.store_id`)
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
-from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, RdictIter, ReadOptions, WriteBatch, WriteOptions
 
 from actorgrid import ambient
 from actorgrid.errors import CorruptLogError, DiskFullError, SettingsError, StorageError
 from actorgrid.storage import keys
-from actorgrid.storage.files import refuse_what_hangs
+from actorgrid.storage.database import Cursor, OpenDatabase, RocksDatabase
 
 logger = logging.getLogger(__name__)
 
-MIB: Final = 1 << 20
-LOG_FAMILY: Final = "log"
 FORMAT_VERSION: Final = 2
 
 #: A replica's pointer says that it has its rights and its data; that it is being built; or that it has lost its right to vote (its disk
@@ -87,11 +80,11 @@ class Batch:
     :ivar number: no other batch of the store has it
     """
 
-    # The store's handle of the log family is not kept here: it would keep the whole database open.
+    # The database's handle of the log family is not kept here: it would keep the whole database open.
     __slots__ = ("_batch", "_store", "number")
 
     def __init__(self, store: Store, number: int) -> None:
-        self._batch = WriteBatch(raw_mode=True)
+        self._batch = store._db.new_batch()
         self._store = store
         self.number = number
 
@@ -106,18 +99,18 @@ class Batch:
         self._batch.delete_range(start, stop)
 
     def append_log(self, key: bytes, record: bytes) -> None:
-        self._batch.put(key, record, self._store._log_handle)
+        self._batch.put(key, record, self._store._db.log_handle)
 
     def delete_log(self, key: bytes) -> None:
         """Drop one log record."""
-        self._batch.delete(key, self._store._log_handle)
+        self._batch.delete(key, self._store._db.log_handle)
 
     def truncate_log(self, start: bytes, stop: bytes) -> None:
         """Drop log records with ``start <= key < stop``."""
-        self._batch.delete_range(start, stop, self._store._log_handle)
+        self._batch.delete_range(start, stop, self._store._db.log_handle)
 
     def size_bytes(self) -> int:
-        return int(self._batch.size_in_bytes())
+        return self._batch.size_in_bytes()
 
 
 class View:
@@ -128,9 +121,9 @@ class View:
     must not be called between two steps of a `scan`.
     """
 
-    def __init__(self, store: Store, iterator: RdictIter) -> None:
+    def __init__(self, store: Store, iterator: Cursor) -> None:
         self._store = store
-        self._iterator: RdictIter | None = iterator
+        self._iterator: Cursor | None = iterator
 
     def get(self, key: bytes) -> bytes | None:
         iterator = self._opened()
@@ -160,7 +153,7 @@ class View:
         if failure is not None:
             raise failure
 
-    def _opened(self) -> RdictIter:
+    def _opened(self) -> Cursor:
         self._store._refuse_if_failed()
         if self._iterator is None:
             raise StorageError(f"a view of {self._store.path} was used after it had been closed")
@@ -177,6 +170,7 @@ class Store:
 
     :param salvage: take what is before the first damage in the write-ahead log, instead of refusing it. That may lack what was synced: only
         for who compares `position` with what others remember (I6)
+    :param open_database: what opens the database at `path`; its errors are told apart by the words that RocksDB uses
     :ivar store_id: 32 hex digits, drawn when the store was made
     :ivar is_new: it was made by this very opening
     :ivar position: how many batches were advanced (see `advance`), as far as both families have them
@@ -186,7 +180,7 @@ class Store:
     :raises StorageError: anything else the disk says
     """
 
-    def __init__(self, path: Path, identity: StoreIdentity, *, salvage: bool = False) -> None:
+    def __init__(self, path: Path, identity: StoreIdentity, *, salvage: bool = False, open_database: OpenDatabase = RocksDatabase) -> None:
         self.path = path
         self.store_id = ""
         self.is_new = False
@@ -195,19 +189,10 @@ class Store:
         self._batches = 0
         self._views: dict[View, None] = {}
         self._generations: dict[int, int] = {}  # partition -> the highest that was given out since the opening
-        self._unsynced_write = WriteOptions()
-        self._unsynced_write.sync = False
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            refuse_what_hangs(path)
-            self._db = Rdict(str(path), _options(salvage=salvage), column_families={LOG_FAMILY: _log_options()})
+            self._db = open_database(path, salvage=salvage)
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception for everything
             raise _open_error(path, error) from None
-        self._log_db = self._db.get_column_family(LOG_FAMILY)
-        self._log_handle = self._db.get_column_family_handle(LOG_FAMILY)
-        self._syncs: queue.SimpleQueue[Callable[[StorageError | None], None] | None] = queue.SimpleQueue()
-        self._sync_thread = threading.Thread(target=self._sync_loop, name=f"sync {path.name}", daemon=True)
-        self._sync_thread.start()
         try:
             self._check_identity(identity)
             self._discard_half_built()
@@ -236,7 +221,7 @@ class Store:
         if problems:
             raise SettingsError(*problems)
         self.store_id = (self.get(keys.STORE_ID_KEY) or b"").decode()
-        self.position = min(_number(self.get(keys.POSITION_KEY)), _number(self._get(self._log_db, keys.POSITION_KEY)))
+        self.position = min(_number(self.get(keys.POSITION_KEY)), _number(self._get(self._db.get_log, keys.POSITION_KEY)))
 
     def _create(self, identity: StoreIdentity) -> None:
         self.is_new = True
@@ -355,34 +340,31 @@ class Store:
 
     def state_bytes_estimate(self) -> int:
         """About how large the state of all replicas here is."""
-        names = ("rocksdb.estimate-live-data-size", "rocksdb.cur-size-all-mem-tables")
-        return int(sum(self._db.property_int_value(name) or 0 for name in names))
+        return self._db.state_bytes_estimate()
 
     # -- reading
 
     def get(self, key: bytes) -> bytes | None:
-        return self._get(self._db, key)
+        return self._get(self._db.get, key)
 
-    def _get(self, family: Rdict, key: bytes) -> bytes | None:
+    def _get(self, get: Callable[[bytes], bytes | None], key: bytes) -> bytes | None:
         self._refuse_if_failed()
         try:
-            value: bytes | None = family.get(key)
+            return get(key)
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception for everything
             raise self._fail("read", error) from None
-        return value
 
     def scan(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with ``start <= key < stop`` as they are now, in order of the keys."""
-        return self._scan(self._db, start, stop, reverse)
+        return self._scan(self._db.cursor, start, stop, reverse)
 
     def scan_log(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Log records with ``start <= key < stop``, in order."""
-        return self._scan(self._log_db, start, stop, reverse=False)
+        return self._scan(self._db.log_cursor, start, stop, reverse=False)
 
-    def _scan(self, family: Rdict, start: bytes, stop: bytes, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    def _scan(self, cursor: Callable[[], Cursor], start: bytes, stop: bytes, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._refuse_if_failed()
-        # Bounds are compared here and not given to RocksDB: rocksdict does not keep the memory of iterate bounds alive with the iterator.
-        iterator = family.iter(ReadOptions())
+        iterator = cursor()
         if reverse:
             iterator.seek_for_prev(stop)
             if iterator.valid() and iterator.key() == stop:
@@ -391,7 +373,7 @@ class Store:
         iterator.seek(start)
         return self._walk(iterator, iterator.next, lambda key: key < stop)
 
-    def _walk(self, iterator: RdictIter, step: Callable[[], None], inside: Callable[[bytes], bool]) -> Iterator[tuple[bytes, bytes]]:
+    def _walk(self, iterator: Cursor, step: Callable[[], None], inside: Callable[[bytes], bool]) -> Iterator[tuple[bytes, bytes]]:
         while iterator.valid():
             key = iterator.key()
             if not inside(key):
@@ -406,11 +388,11 @@ class Store:
     def view(self) -> View:
         """Everything that is not log, as it is now; to be closed."""
         self._refuse_if_failed()
-        view = View(self, self._db.iter(ReadOptions()))
+        view = View(self, self._db.cursor())
         self._views[view] = None
         return view
 
-    def _failure_of(self, iterator: RdictIter) -> StorageError | None:
+    def _failure_of(self, iterator: Cursor) -> StorageError | None:
         """An iterator that is at no pair has come to the end, or to an error.
 
         The error is raised by the caller, once it holds the iterator no more: the error is kept, with it the frames it was raised in,
@@ -442,13 +424,21 @@ class Store:
         """
         self._refuse_if_failed()
         try:
-            self._db.write(batch._batch, self._unsynced_write)
+            self._db.write(batch._batch)
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception for everything
             raise self._fail("write", error) from None
 
     def sync(self, done: Callable[[StorageError | None], None]) -> None:
         """Make everything written so far durable, then call ``done(error)`` from the sync thread."""
-        self._syncs.put(done)
+        self._db.sync_soon(lambda: self._sync_and_tell(done))
+
+    def _sync_and_tell(self, done: Callable[[StorageError | None], None]) -> None:
+        try:
+            self.sync_now()
+        except StorageError as error:
+            done(error)
+        else:
+            done(None)
 
     def sync_now(self) -> None:
         """Make everything written so far durable, and wait for it.
@@ -457,18 +447,9 @@ class Store:
         """
         self._refuse_if_failed()
         try:
-            self._db.flush_wal(True)
+            self._db.sync_now()
         except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception for everything
             raise self._fail("sync", error) from None
-
-    def _sync_loop(self) -> None:
-        while (done := self._syncs.get()) is not None:
-            try:
-                self.sync_now()
-            except StorageError as error:
-                done(error)
-            else:
-                done(None)
 
     @property
     def has_failed(self) -> bool:
@@ -488,13 +469,7 @@ class Store:
         """Wait for syncs under way, then close. What was not synced may be lost, as with a crash."""
         for view in list(self._views):
             view.close()
-        self._syncs.put(None)
-        self._sync_thread.join(timeout=30)
-        del self._log_handle
-        with contextlib.suppress(Exception):  # a handle that has failed cannot flush; what was synced is safe
-            self._log_db.close()
-        with contextlib.suppress(Exception):
-            self._db.close()
+        self._db.close()
 
 
 def _number(stored: bytes | None) -> int:
@@ -519,35 +494,3 @@ def _open_error(path: Path, error: Exception) -> Exception:
     if isinstance(error, NotADirectoryError | FileExistsError | PermissionError):
         return SettingsError(f"data directory {path} cannot be used: {message}")
     return _classify(f"cannot open {path}: {message}")
-
-
-def _options(*, salvage: bool) -> Options:
-    options = Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.create_missing_column_families(True)
-    # The default mode drops synced data behind a flipped byte without a word (tests/storage shows it);
-    # this one accepts a torn tail and nothing else.
-    mode = DBRecoveryMode.point_in_time() if salvage else DBRecoveryMode.tolerate_corrupted_tail_records()
-    options.set_wal_recovery_mode(mode)
-    options.set_paranoid_checks(True)
-    # Both families go into tables together, so that what tables have is one moment, and one write-ahead log has what came after. Else
-    # several are needed at a time, and an older one that is lost or cut leaves a gap in the middle that no position tells.
-    options.set_atomic_flush(True)
-    options.set_write_buffer_size(64 * MIB)
-    options.set_max_write_buffer_number(4)
-    options.set_max_total_wal_size(512 * MIB)
-    options.set_max_background_jobs(2)
-    options.set_keep_log_file_num(4)
-    options.set_max_log_file_size(8 * MIB)
-    table = BlockBasedOptions()
-    table.set_bloom_filter(10, False)
-    table.set_block_cache(Cache(128 * MIB))
-    options.set_block_based_table_factory(table)
-    return options
-
-
-def _log_options() -> Options:
-    options = Options(raw_mode=True)
-    options.set_write_buffer_size(32 * MIB)
-    options.set_max_write_buffer_number(4)
-    return options

@@ -20,7 +20,7 @@ from typing import Final
 from rocksdict import Rdict, WriteOptions
 
 from actorgrid.replication.entry import HEAD_BYTES
-from actorgrid.storage.store import LOG_FAMILY, _log_options, _options
+from actorgrid.storage.database import LOG_FAMILY, _log_options, _options
 from tests.disks.fuse import unmount
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -176,10 +176,10 @@ def test_what_is_written_while_a_copy_goes_on_is_not_in_it(tmp_path: Path) -> No
             source.run(rest[:8])
             if len(rest) % 3 == 0:
                 source.checkpoint()
-                source.store._db.flush()
+                source.store._db.state_family.flush()
             rest = rest[8:]
         assert len(rest) < 300, "little was written meanwhile: too little was shown"
-        source.store._db.compact_range(None, None)
+        source.store._db.state_family.compact_range(None, None)
         assert copy.summary.lsn == log[199].last_lsn
         assert recovered(store, install(target, copy.summary)).durable.digest() == digest
         assert source.durable.digest()[1] != digest[1]

@@ -155,7 +155,7 @@ def test_one_write_ahead_log_has_everything_that_is_not_in_tables(tmp_path: Path
             store.write(batch)
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:  # tables are written in the background
-            tables, logs = len(store._db.live_files()), len(list((tmp_path / "s").glob("*.log")))
+            tables, logs = len(store._db.state_family.live_files()), len(list((tmp_path / "s").glob("*.log")))
             if tables >= 2 and logs == 1:
                 return
             time.sleep(0.02)
@@ -167,8 +167,8 @@ def _in_tables(path: Path, count: int = 300) -> tuple[int, str]:
     with replica_at(path) as replica:
         replica.run(random_log(1, count))
         digest = replica.durable.digest()
-        replica.store._db.flush()
-        replica.store._log_db.flush()
+        replica.store._db.state_family.flush()
+        replica.store._db.log_family.flush()
     return digest
 
 
@@ -215,14 +215,14 @@ def test_a_deleted_write_ahead_log_shows_as_a_lower_position(tmp_path: Path) -> 
         assert replica.found.last_lsn == log[0].first_lsn - 1
 
 
-@pytest.mark.parametrize("family", ["_db", "_log_db"])
+@pytest.mark.parametrize("family", ["state_family", "log_family"])
 def test_a_deleted_write_ahead_log_shows_also_when_one_family_was_written_to_tables_before(tmp_path: Path, family: str) -> None:
     with replica_at(tmp_path / "running") as replica:
         replica.run(random_log(3, 30))
         first = replica.store.position
     with replica_at(tmp_path / "running") as replica:
         replica.append_only(random_log(3, 60)[30:])  # promised, not committed: the state does not tell that the log is short
-        getattr(replica.store, family).flush()
+        getattr(replica.store._db, family).flush()
         crash(tmp_path / "running", tmp_path / "crashed").unlink()
     with replica_at(tmp_path / "crashed") as replica:
         assert replica.store.position == first

@@ -135,8 +135,8 @@ def test_a_view_is_the_state_of_its_call_through_writes_and_compactions(tmp_path
             for number in range(300, 600):
                 batch.put(b"k%03d" % number, b"new %d" % round_)
             store.write(batch)
-            store._db.flush()
-        store._db.compact_range(None, None)
+            store._db.state_family.flush()
+        store._db.state_family.compact_range(None, None)
         expected = [(b"k%03d" % number, b"old") for number in range(500)]
         assert list(view.scan(b"k", b"l")) == expected
         assert list(view.scan(b"k150", b"k160")) == expected[150:160]

@@ -1,0 +1,139 @@
+"""Callers of a simulated grid: they count, move money and read, and write down what they were told."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+from actorgrid.client.client import Client
+from actorgrid.errors import ActorGridError
+from actorgrid.testing.simulation import SimClient, SimCluster
+from tests.faults.apps.fault_ledger import Ledger
+from tests.faults.checkers import ReadBack
+from tests.faults.history import Record
+from tests.faults.load_client import outcome_of
+from tests.simulation.plan import Plan
+
+COLD_ACTORS = 12
+HOT_ACTORS = 2
+#: Hot actors change after so long: the search for a linear order is for short histories.
+HOT_S = 4.0
+READ_BACK_S = 60.0
+
+
+class Callers:
+    """All callers of a run. Times in the records are of true time, which nobody in the simulation sees."""
+
+    def __init__(self, cluster: SimCluster, plan: Plan) -> None:
+        self.cluster = cluster
+        self.records: list[Record] = []
+        self.is_over = False
+        self.answered: Counter[str] = Counter()  # by caller
+        self.clients: dict[str, SimClient] = {}
+        self.under_way: dict[str, Record] = {}
+        self._plan = plan
+        self._tokens = 0
+        self.alive: dict[str, None] = {}
+
+    @property
+    def all_ended(self) -> bool:
+        return not self.alive
+
+    def start(self) -> None:
+        for _ in range(self._plan.clients):
+            self.start_client()
+
+    def start_client(self) -> None:
+        client = self.cluster.client()
+        self.clients[client.process.name] = client
+        for number in range(self._plan.callers):
+            name = f"{client.process.name}.caller{number}"
+            self.alive[name] = None
+            client.spawn(lambda opened, name=name: self._caller(opened, name))
+
+    def kill_client(self, name: str) -> bool:
+        """SIGKILL of a client: what it had under way nobody knows of. Another takes its place."""
+        client = self.clients.pop(name, None)
+        if client is None:
+            return False
+        client.process.end()
+        for caller in list(self.under_way):
+            if caller.startswith(name + "."):
+                self.records.append(self.under_way.pop(caller))
+        for number in range(self._plan.callers):
+            self.alive.pop(f"{name}.caller{number}", None)
+        self.start_client()
+        return True
+
+    async def _caller(self, client: Client, name: str) -> None:
+        rng = random.Random(f"{self._plan.seed} {name}")
+        habit = rng.choice(("any", "any", "hot", "impatient"))
+        life = 0
+        while not self.is_over:
+            await asyncio.sleep(rng.random() * 2 * self._plan.think_s)
+            caller = f"{name}.{habit}.{life}"
+            record = self._next_call(habit, rng, caller)
+            view = client.with_options(timeout_s=0.05 + 2 * rng.random()) if habit == "impatient" else client
+            key = f"{name}-{self._tokens}" if record.kind == "change" and rng.random() < 0.05 else None
+            self.under_way[caller] = record
+            await self._make(view.with_options(idempotency_key=key) if key else view, record)
+            del self.under_way[caller]
+            self.records.append(record)
+            self.answered[name] += record.outcome == "ok"
+            life += record.outcome == "unknown"
+        self.alive.pop(name, None)
+
+    def _next_call(self, habit: str, rng: random.Random, caller: str) -> Record:
+        record = Record("change", "", "", "", 0, -1, 0, 0, "unknown", caller)
+        kind = rng.random()
+        if habit == "hot":
+            record.kind = "change" if kind < 0.5 else "read"
+            record.actor = f"h{int(self.cluster.now_s // HOT_S)}-{rng.randrange(HOT_ACTORS)}"
+        else:
+            record.actor = f"a{rng.randrange(COLD_ACTORS)}"
+            if kind > 0.65:
+                record.kind = "read"
+            elif kind > 0.4:
+                # Always from the lower to the higher name: chains that wait for each other in a ring would only time out.
+                record.actor, record.to = sorted([record.actor, f"a{rng.randrange(COLD_ACTORS)}"])
+                record.kind, record.amount = "transfer", 1 + rng.randrange(9)
+                if record.actor == record.to:
+                    record.kind, record.to, record.amount = "change", "", 0
+        if record.kind != "read":
+            self._tokens += 1
+            record.token = f"t{self._tokens}"
+        return record
+
+    async def _make(self, client: Client, record: Record) -> None:
+        actor = client.get(Ledger, record.actor)
+        record.began_ns = self.cluster.world.now_ns + 1
+        try:
+            if record.kind == "change":
+                record.version = await actor.change(record.token)
+            elif record.kind == "transfer":
+                record.version = await actor.transfer(record.token, record.to, record.amount)
+            else:
+                record.version, record.token = await actor.read()
+            record.outcome = "ok"
+        except ActorGridError as error:
+            record.outcome = outcome_of(error)
+            record.error = f"{type(error).__name__}: {error}"[:300]
+        if record.outcome != "unknown":
+            record.ended_ns = self.cluster.world.now_ns + 1
+
+    def read_back(self) -> dict[str, ReadBack]:
+        """What every actor that was called says now."""
+        self.records += self.under_way.values()
+        self.under_way.clear()
+        actors = sorted({record.actor for record in self.records} | {record.to for record in self.records if record.to})
+
+        async def reading(client: Client) -> list[Any]:
+            return await client.map(Ledger.read_all, [(actor,) for actor in actors])
+
+        found = self.cluster.call(reading, READ_BACK_S)
+        return {
+            actor: ReadBack(version, balance, [tuple(pair) for pair in made], recent)
+            for actor, (version, balance, made, recent) in zip(actors, found, strict=True)
+        }

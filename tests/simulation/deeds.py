@@ -1,0 +1,337 @@
+"""What may happen to a simulated grid: one method for each verb of a plan.
+
+A deed that does not apply (to kill what does not run) is counted as skipped. Damage that nobody can survive twice, such as an empty disk,
+is done only while every partition has all its voters in sync elsewhere: what is lost beyond that is lost by anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from actorgrid import ambient
+from actorgrid.client.admin import ask
+from actorgrid.errors import ActorGridError
+from actorgrid.replication.replica import Role
+from actorgrid.settings import WireSettings
+from actorgrid.testing.simulation import SimCluster
+from actorgrid.testing.simulation.cluster import CLUSTER_ID
+from actorgrid.testing.simulation.disk import EIO, ENOSPC
+from actorgrid.testing.simulation.network import Traffic
+from actorgrid.testing.simulation.processes import SimHost
+from tests.simulation.callers import Callers
+from tests.simulation.plan import Step
+
+TRAFFIC = {
+    "calm": Traffic(),
+    "slow": Traffic(latency_s=0.01, jitter_s=0.08),
+    "lossy": Traffic(jitter_s=0.002, loss=0.05),
+    "resets": Traffic(reset=0.01),
+    "torn": Traffic(split=0.6),
+}
+OPERATOR_TIMEOUT_S = 5.0
+INTENTS = ("pause", "restart", "remove_data", "remove_node")
+
+
+class Deeds:
+    """Does the steps of a plan.
+
+    :ivar damaged: hosts whose disk was damaged, until the grid is whole again
+    """
+
+    def __init__(self, cluster: SimCluster, callers: Callers) -> None:
+        self.cluster = cluster
+        self.callers = callers
+        self.counts = cluster.world.counts
+        self.damaged: list[str] = []
+        self.drained: dict[str, None] = {}
+        self.images: dict[str, Any] = {}
+        self.swapped: dict[tuple[str, str], None] = {}
+        self.before_damage: Callable[[str], None] = lambda host: None
+        self.usual_delays: dict[str, Callable[[], float]] = {}
+
+    def do(self, step: Step) -> None:
+        """Do it now."""
+        done = getattr(self, "do_" + step.verb.replace("-", "_"))(*step.arguments)
+        self.cluster.world.note(f"{'DEED' if done else 'skipped'} {step}")
+        self.counts[f"{step.verb}{'' if done else ' (skipped)'}"] += 1
+
+    def _host(self, name: str) -> SimHost | None:
+        return self.cluster.hosts.get(name)
+
+    # -- processes
+
+    def do_kill(self, name: str) -> bool:
+        host = self._host(name)
+        if host is None or not host.is_up:
+            return False
+        host.is_wanted = False
+        host.kill()
+        return True
+
+    def do_start(self, name: str) -> bool:
+        host = self._host(name)
+        if host is None or host.is_up:
+            return False
+        self.cluster.network.machine_is_back(name)
+        host.start()
+        return True
+
+    def do_stop(self, name: str) -> bool:
+        host = self._host(name)
+        if host is None or host.host is None or host.process is None or host.host.state != "serving":
+            return False
+        process = host.process
+        host.is_wanted = False
+        process.start(host.leave_and_stop)
+        return True
+
+    def do_pause(self, name: str) -> bool:
+        host = self._host(name)
+        if host is None or host.process is None:
+            return False
+        host.process.pause()
+        return True
+
+    def do_resume(self, name: str) -> bool:
+        host = self._host(name)
+        if host is None or host.process is None or not host.process.loop.is_paused:
+            return False
+        host.process.resume()
+        return True
+
+    def do_lose_power(self, name: str) -> bool:
+        host = self._host(name)
+        if host is None:
+            return False
+        host.is_wanted = False
+        self.cluster.network.machine_is_gone(name)
+        host.disk.lose_power(self.cluster.world.stream(f"power {name} {self.cluster.world.now_ns}"), tear=True)
+        host.kill()
+        return True
+
+    def do_kill_client(self, number: str) -> bool:
+        return self.callers.kill_client(f"client-{number}")
+
+    # -- network
+
+    def do_cut(self, source: str, target: str) -> bool:
+        self.cluster.network.cut_link(source, target)
+        return True
+
+    def do_isolate(self, name: str) -> bool:
+        for other in list(self.cluster.network.address_of):
+            if other != name:
+                self.do_cut(name, other)
+                self.do_cut(other, name)
+        return True
+
+    def do_heal(self, source: str, target: str = "") -> bool:
+        """One link, or all of one machine."""
+        network = self.cluster.network
+        links = [(source, target)] if target else [link for link in network.cut if source in link]
+        found = [link for link in links if link in network.cut]
+        for link in found:
+            network.heal_link(*link)
+        return bool(found)
+
+    def do_traffic(self, kind: str) -> bool:
+        self.cluster.network.traffic = TRAFFIC[kind]
+        return True
+
+    # -- disks
+
+    def do_disk_eio(self, name: str, times: str) -> bool:
+        return self._disk_fails(name, "eio", times)
+
+    def do_disk_enospc(self, name: str, times: str) -> bool:
+        return self._disk_fails(name, "enospc", times)
+
+    def _disk_fails(self, name: str, kind: str, times: str) -> bool:
+        host = self._host(name)
+        if host is None:
+            return False
+        rng = self.cluster.world.stream(f"faults {name} {self.cluster.world.now_ns}")
+        host.disk.fail_with({"eio": EIO, "enospc": ENOSPC}[kind], rng, int(times))
+        return True
+
+    def do_disk_stall(self, name: str) -> bool:
+        host = self._host(name)
+        if host is None:
+            return False
+        host.disk.stall()
+        return True
+
+    def do_disk_slow(self, name: str, seconds: str) -> bool:
+        host = self._host(name)
+        if host is None:
+            return False
+        rng, usual = self.cluster.world.stream(f"slow {name}"), self.usual_delays.setdefault(name, host.disk.sync_delay_s)
+        host.disk.sync_delay_s = lambda: usual() + rng.random() * float(seconds)
+        return True
+
+    def do_disk_heal(self, name: str) -> bool:
+        host = self._host(name)
+        if host is None:
+            return False
+        host.disk.heal()
+        host.disk.resume()
+        host.disk.sync_delay_s = self.usual_delays.pop(name, host.disk.sync_delay_s)
+        return True
+
+    def _may_damage(self, *names: str) -> bool:
+        """Whether every voter of every partition that is not on one of `names` is in sync, and nothing else is damaged."""
+        if self.damaged and self.is_whole():
+            self.damaged.clear()
+        hosts = [self._host(name) for name in names]
+        if any(host is None or host.is_up for host in hosts) or any(damaged not in names for damaged in self.damaged):
+            return False
+        return not self.damaged and self._others_are_in_sync(names)
+
+    def _others_are_in_sync(self, names: tuple[str, ...]) -> bool:
+        """Whether without these every partition has a write quorum that has everything."""
+        for partition in range(self.cluster.partition_count + 1):
+            configuration = self.cluster.configuration_of(partition)
+            if configuration is None:
+                return False
+            primary, members, lag = configuration
+            having = [host for host in members if host not in names and lag.get(host, 1) == 0]
+            if primary in names or len(having) < 2 or len(members) < 3:
+                return False
+        return True
+
+    def is_whole(self) -> bool:
+        """Whether every partition is served by as many voters as it should have, all of them up and in sync."""
+        for partition in range(self.cluster.partition_count + 1):
+            found = self.cluster.configuration_of(partition)
+            if found is None:
+                return False
+            _, members, lag = found
+            if len(members) != self.cluster.replica_set_size or any(lag.get(host, 1) for host in members):
+                return False
+        return True
+
+    def _damage(self, name: str, doing: Callable[[SimHost], Any]) -> bool:
+        if not self._may_damage(name):
+            return False
+        self.before_damage(name)
+        self.damaged.append(name)
+        host = self._host(name)
+        assert host is not None
+        return doing(host) is not False
+
+    def do_disk_wipe(self, name: str) -> bool:
+        return self._damage(name, lambda host: host.disk.wipe())
+
+    def do_disk_flip(self, name: str) -> bool:
+        rng = self.cluster.world.stream(f"flip {self.cluster.world.now_ns}")
+        return self._damage(name, lambda host: host.disk.flip(rng, log=rng.random() < 0.5) is not None)
+
+    def do_disk_flip_log(self, name: str) -> bool:
+        rng = self.cluster.world.stream(f"flip {self.cluster.world.now_ns}")
+        return self._damage(name, lambda host: host.disk.flip_undetected(rng) is not None)
+
+    def do_disk_image(self, name: str) -> bool:
+        host = self._host(name)
+        if host is None:
+            return False
+        self.images[name] = host.disk.image()
+        return True
+
+    def do_disk_old(self, name: str) -> bool:
+        image = self.images.get(name)
+        if image is None:
+            return False
+        return self._damage(name, lambda host: host.disk.put_back(image))
+
+    def do_disk_swap(self, name: str, other: str) -> bool:
+        """Two hosts get each other's disks: each refuses what is not its own. The second time they have their own again."""
+        first, second = self._host(name), self._host(other)
+        if first is None or second is None or first.is_up or second.is_up:
+            return False
+        images = first.disk.image(), second.disk.image()
+        first.disk.put_back(images[1])
+        second.disk.put_back(images[0])
+        pair = (min(name, other), max(name, other))
+        if self.swapped.pop(pair, 0) == 0:
+            self.swapped[pair] = None
+        return True
+
+    def do_date(self, name: str, seconds: str) -> bool:
+        host = self._host(name)
+        if host is None:
+            return False
+        host.date_offset_ns = int(float(seconds) * 1e9)
+        if host.process is not None:
+            host.process.loop.date_offset_ns = host.date_offset_ns
+        return True
+
+    # -- operators
+
+    def _ask(self, verb: str, **arguments: Any) -> bool:
+        """As an operator who does not wait."""
+        host = next((each for each in self.cluster.hosts.values() if each.host is not None), None)
+        if host is None:
+            return False
+        address, port = host.config.address, host.config.port
+
+        async def asking() -> None:
+            try:
+                await ask(
+                    address,
+                    port,
+                    verb,
+                    arguments,
+                    client_id=ambient.new_client_id(),
+                    cluster_id=CLUSTER_ID,
+                    wire=WireSettings(),
+                    timeout_s=OPERATOR_TIMEOUT_S,
+                )
+                self.counts[f"{verb} was done"] += 1
+            except ActorGridError as error:
+                self.counts[f"{verb}: {type(error).__name__}"] += 1
+
+        self.cluster.spawn_operator(asking)
+        return True
+
+    def do_drain(self, node: str, intent: str) -> bool:
+        self.drained[node] = None
+        return self._ask("drain", node=node, intent=intent)
+
+    def do_undrain(self, node: str) -> bool:
+        self.drained.pop(node, None)
+        return self._ask("undrain", node=node)
+
+    def do_add_host(self) -> bool:
+        self.cluster.add_host()
+        return True
+
+    def do_rebalance(self) -> bool:
+        return self._ask("rebalance")
+
+    def do_freeze(self) -> bool:
+        return self._ask("freeze", reason="a step of the plan")
+
+    def do_unfreeze(self) -> bool:
+        return self._ask("unfreeze")
+
+    # -- the end of all faults
+
+    def calm(self) -> None:
+        """Heal everything, and start what does not run."""
+        network = self.cluster.network
+        network.traffic = TRAFFIC["calm"]
+        for link in list(network.cut):
+            network.heal_link(*link)
+        for first, second in list(self.swapped):
+            for name in (first, second):
+                self.do_kill(name)
+            self.do_disk_swap(first, second)
+        for name, host in self.cluster.hosts.items():
+            self.do_disk_heal(name)
+            if host.process is not None and host.process.loop.is_paused:
+                host.process.resume()
+            self.do_start(name)
+            host.is_wanted = True
+
+
