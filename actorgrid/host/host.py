@@ -232,7 +232,8 @@ class Host:
             self.replicas.recover()
             await self._listen()
             await self._listen_for_http()
-        except BaseException:
+        except BaseException as error:
+            self._condemn_if_damaged(error)
             await self._take_apart()
             raise
         self._watchdog.start()
@@ -399,8 +400,7 @@ class Host:
             return
         self.state = "failed"
         logger.error("host leaves duty name=%s error=%s", self.config.name, error)
-        if isinstance(error, CorruptLogError) and self.config.has_copies:
-            self._home.condemn(str(error))
+        self._condemn_if_damaged(error)
         self._failure.set_result(error)
         self._commit.stop()
         self._end_duty(str(error))
@@ -408,6 +408,11 @@ class Host:
             self._server.close()
         for connection in list(self._connections):
             connection.say_goodbye(f"host {self.config.name} lost its store: {error}")
+
+    def _condemn_if_damaged(self, error: BaseException) -> None:
+        """A store in which damage was read, by whom and when ever, is put aside by the next start, instead of failing that too."""
+        if isinstance(error, CorruptLogError) and self.config.has_copies:
+            self._home.condemn(str(error))
 
     def _fail_by_bug(self, error: Exception) -> None:
         logger.error("host leaves duty by a bug", exc_info=error)
@@ -648,8 +653,15 @@ class Host:
                 raise unknown_verb(verb, ["status", "init", "digests", "process_died", *VERBS])
 
     def digests(self) -> list[dict[str, Any]]:
-        """Of the applied state of every replica here."""
-        return self.replicas.digests()
+        """Of the applied state of every replica here.
+
+        :raises StorageError: it cannot be read, which ends this host's duty
+        """
+        try:
+            return self.replicas.digests()
+        except StorageError as error:
+            self.fail(error)
+            raise
 
     def status(self) -> dict[str, Any]:
         """This host's part of ``actorgrid status``."""

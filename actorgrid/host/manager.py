@@ -231,7 +231,7 @@ class Manager:
             self._order(command)
         strangers = set(overview.strangers())
         # Seen twice: what was just installed may know of itself a moment before its primary's next report does.
-        for host, partition, incarnation, epoch, version in strangers & self._strangers:
+        for host, partition, incarnation, epoch, version in sorted(strangers & self._strangers):
             if self._may_order(partition):
                 arguments = {"partition": partition, "incarnation": incarnation, "epoch": epoch, "version": version}
                 why = f"configuration {version} does not name it"

@@ -129,7 +129,7 @@ class PeerConnection(asyncio.Protocol):
 class PeerLink:
     """One other host.
 
-    :ivar connection: after its handshake, or None
+    :ivar connection: after its handshake, or None; :ivar is_down: there is none
     :ivar mark: how far its store is known to be (I6)
     """
 
@@ -138,6 +138,8 @@ class PeerLink:
         self.info = info
         self.mark = mark
         self.connection: PeerConnection | None = None
+        self.is_down = asyncio.Event()
+        self.is_down.set()
         self.is_paused = False
         self.process_id = ""
         self.incarnation = 0
@@ -155,6 +157,7 @@ class PeerLink:
     def up(self, connection: PeerConnection, mark: StoreMark, process_id: str) -> None:
         """A handshake has succeeded."""
         old, self.connection = self.connection, connection
+        self.is_down.clear()
         connection.link = self
         connection.incarnation = mark.incarnation
         if old is not None and old is not connection:
@@ -177,6 +180,7 @@ class PeerLink:
         if connection is not self.connection:
             return
         self.connection = None
+        self.is_down.set()
         self.outbox, self.outbox_bytes = [], 0
         self.beat = self.answer = None
         self._peers.link_down(self)
@@ -285,6 +289,7 @@ class Peers:
         while not self._is_stopped and self.links.get(link.name) is link:
             if link.connection is not None:
                 delay_s = RETRY_FIRST_S
+                await link.is_down.wait()
                 await asyncio.sleep(RETRY_FIRST_S)
                 continue
             connection = PeerConnection(self, link)

@@ -201,7 +201,8 @@ def judge_linearizability(
         hit += is_hit(actor)
         # What was read at the very end is an operation too.
         if actor in after:
-            end = max((each.ended_ns for each in by_actor[actor]), default=0) + 1
+            # Also behind calls of unknown outcome, which have no end: they may have been the last.
+            end = max((max(each.began_ns, each.ended_ns) for each in by_actor[actor]), default=0) + 1
             last = after[actor].recent[-1] if after[actor].recent else ""
             version = after[actor].version
             history.append(Operation(client="afterwards", kind="read", called_ns=end, returned_ns=end + 1, token=last, version=version))

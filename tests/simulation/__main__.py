@@ -57,7 +57,7 @@ def _one(plan: plans.Plan, options: argparse.Namespace) -> int:
 
 def _line(result: Result) -> str:
     return (
-        f"seed {result.seed}: {'BROKEN' if result.broken else 'kept'}, {result.simulated_s:.1f} s simulated in {result.real_s:.2f} s, "
+        f"seed {result.seed}: {'BROKEN' if result.broken else 'kept'}, {result.simulated_s:.1f} s simulated in {result.cpu_s:.2f} s of one core, "
         f"{result.events:,} events, {result.counts['calls answered']:,} calls, {result.counts['commits']:,} commits, "
         f"{result.counts['elections']} elections"
     )
@@ -69,7 +69,7 @@ def _many(seeds: range, options: argparse.Namespace) -> int:
     runs_with: Counter[str] = Counter()
     broken: list[Result] = []
     digests: dict[int, str] = {}
-    simulated_s = real_s = 0.0
+    simulated_s = cpu_s = 0.0
     began_s = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -78,7 +78,7 @@ def _many(seeds: range, options: argparse.Namespace) -> int:
             counts += result.counts
             runs_with.update(result.counts.keys())
             simulated_s += result.simulated_s
-            real_s += result.real_s
+            cpu_s += result.cpu_s
             digests[result.seed] = result.digest
             if result.broken:
                 broken.append(result)
@@ -87,10 +87,10 @@ def _many(seeds: range, options: argparse.Namespace) -> int:
     if options.digest:
         for seed in sorted(digests):
             print(f"digest {seed} {digests[seed]}")
-    _report(len(seeds), broken, counts, runs_with, simulated_s, real_s, time.monotonic() - began_s)
+    _report(len(seeds), broken, counts, runs_with, simulated_s, cpu_s, time.monotonic() - began_s)
     if options.json is not None:
         coverage = {name: {"times": counts[name], "seeds": runs_with[name]} for name in sorted(counts)}
-        speed = {"seeds": len(seeds), "simulated_s": simulated_s, "real_s_of_one_core": real_s, "broken": [each.seed for each in broken]}
+        speed = {"seeds": len(seeds), "simulated_s": simulated_s, "cpu_s": cpu_s, "broken": [each.seed for each in broken]}
         options.json.write_text(json.dumps({**speed, "coverage": coverage}, indent=1) + "\n")
     return 1 if broken else 0
 
@@ -101,14 +101,14 @@ def _told(result: Result) -> str:
 
 
 def _report(
-    seeds: int, broken: list[Result], counts: Counter[str], runs_with: Counter[str], simulated_s: float, real_s: float, took_s: float
+    seeds: int, broken: list[Result], counts: Counter[str], runs_with: Counter[str], simulated_s: float, cpu_s: float, took_s: float
 ) -> None:
     print(f"\n{'what was exercised':60} {'times':>12} {'seeds':>7}")
     for name in sorted(counts):
         print(f"{name:60} {counts[name]:12,} {runs_with[name]:7,}")
     print(
         f"\n{seeds} seeds, {len(broken)} broken; {simulated_s / 3600:.2f} hours simulated in {took_s:.1f} s; "
-        f"{simulated_s / max(real_s, 1e-9):.0f} simulated hours per hour of one core"
+        f"{simulated_s / max(cpu_s, 1e-9):.0f} simulated hours per hour of one core"
     )
 
 

@@ -18,6 +18,8 @@ from tests.simulation.plan import Plan
 
 COLD_ACTORS = 12
 HOT_ACTORS = 2
+#: A caller goes on at once with this probability; else it rests.
+CALLS_ON = 0.85
 #: Hot actors change after so long: the search for a linear order is for short histories.
 HOT_S = 4.0
 READ_BACK_S = 60.0
@@ -72,7 +74,8 @@ class Callers:
         habit = rng.choice(("any", "any", "hot", "impatient"))
         life = 0
         while not self.is_over:
-            await asyncio.sleep(rng.random() * 2 * self._plan.think_s)
+            # In bursts, with rests between them: calls meet calls, and a simulated second stays cheap.
+            await asyncio.sleep(rng.random() * 2 * (self._plan.think_s if rng.random() < CALLS_ON else self._plan.rest_s))
             caller = f"{name}.{habit}.{life}"
             record = self._next_call(habit, rng, caller)
             view = client.with_options(timeout_s=0.05 + 2 * rng.random()) if habit == "impatient" else client

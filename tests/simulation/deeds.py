@@ -249,11 +249,15 @@ class Deeds:
         first, second = self._host(name), self._host(other)
         if first is None or second is None or first.is_up or second.is_up:
             return False
+        pair = (min(name, other), max(name, other))
+        if any(each in known and known != pair for known in self.swapped for each in pair):
+            return False
         images = first.disk.image(), second.disk.image()
         first.disk.put_back(images[1])
         second.disk.put_back(images[0])
-        pair = (min(name, other), max(name, other))
-        if self.swapped.pop(pair, 0) == 0:
+        if pair in self.swapped:
+            del self.swapped[pair]
+        else:
             self.swapped[pair] = None
         return True
 
@@ -333,5 +337,3 @@ class Deeds:
                 host.process.resume()
             self.do_start(name)
             host.is_wanted = True
-
-

@@ -149,7 +149,7 @@ class Judge:
     def sees_step(self, shell: ReplicaShell, event: ev.Event, before: Before, effects: list[ev.Effect]) -> None:
         core, record = shell.core, self.record(shell.partition)
         self._is_in_office = before.role is Role.PRIMARY
-        if isinstance(event, ev.Recovered):
+        if isinstance(event, ev.Recovered) and shell.me.host not in self.lost_disks:
             said = record.said.get(shell.me, 0)
             self.require(core.epoch >= said, "I1", f"{shell.me} comes back with epoch {core.epoch}, and spoke in epoch {said}")
         self.require(core.epoch >= before.epoch, "I1", f"{shell.me} went from epoch {before.epoch} back to {core.epoch}")
@@ -171,7 +171,9 @@ class Judge:
         life = process.name if process is not None else "?"
         known = record.primaries.get(core.epoch)
         if known is not None:
-            self.require(known == shell.me, "I1", f"{shell.me} and {known} are primaries of epoch {core.epoch} of partition {shell.partition}")
+            self.require(
+                known == shell.me, "I1", f"{shell.me} and {known} are primaries of epoch {core.epoch} of partition {shell.partition}"
+            )
             is_same = record.elected_in[core.epoch] == life and core.epoch not in record.ended
             self.require(is_same, "I1", f"{shell.me} is primary of epoch {core.epoch} a second time")
             return
@@ -288,7 +290,9 @@ class Judge:
         configuration = shell.core.configuration
         having = [member for member in configuration.voters if self._has_durably(shell.partition, member, lsn, digest)]
         enough = len(having) >= configuration.write_quorum
-        self.require(enough, "I2", f"{shell.me} commits {lsn} of partition {shell.partition}, durable on {having} of {configuration.voters}")
+        self.require(
+            enough, "I2", f"{shell.me} commits {lsn} of partition {shell.partition}, durable on {having} of {configuration.voters}"
+        )
 
     def _has_durably(self, partition: int, member: Member, lsn: int, digest: int) -> bool:
         host = self.cluster.hosts.get(member.host)
@@ -336,5 +340,7 @@ class Judge:
             for other, _ in primaries:
                 if other.epoch > core.epoch:
                     has_lease = core.has_lease(local_ns)
-                    self.require(not has_lease, "I8", f"{core.me} has a lease of epoch {core.epoch}, {other.me} is primary of {other.epoch}")
+                    self.require(
+                        not has_lease, "I8", f"{core.me} has a lease of epoch {core.epoch}, {other.me} is primary of {other.epoch}"
+                    )
                     self.world.counts["old primaries without a lease"] += 1

@@ -203,13 +203,21 @@ class SimCluster:
         self.world.run_until(self.world.now_ns + int(seconds * SECOND_NS))
         self.check()
 
-    def run_until(self, is_over: Callable[[], bool], timeout_s: float = 30.0, what: str = "") -> None:
+    def run_until(self, is_over: Callable[[], bool], timeout_s: float = 30.0, what: str = "", *, every_s: float = 0.0) -> None:
         """Let time pass until `is_over()`.
 
+        :param every_s: ask no more often; 0: after everything that happens
         :raises SimulationError: it is not within `timeout_s`, or something went wrong unheard
         """
-        over = is_over() or self.world.run_until(self.world.now_ns + int(timeout_s * SECOND_NS), is_over)
-        self.check()
+        end_ns = self.world.now_ns + int(timeout_s * SECOND_NS)
+        over = is_over()
+        while not over and self.world.now_ns < end_ns:
+            if every_s:
+                self.world.run_until(min(end_ns, self.world.now_ns + int(every_s * SECOND_NS)))
+                over = is_over()
+            else:
+                over = self.world.run_until(end_ns, is_over)
+            self.check()
         if not over:
             raise SimulationError(f"not within {timeout_s} s: {what or is_over}", self.world)
 

@@ -39,6 +39,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self, world: World, network: Network, name: str, machine: str, clock_per_mille: int = 1000, clock_offset_ns: int = 0
     ) -> None:
         self.world = world
+        self._number = world.loops = world.loops + 1
         self.network = network
         self.name = name
         self.machine = machine
@@ -90,7 +91,7 @@ class SimLoop(asyncio.AbstractEventLoop):
             timer = heapq.heappop(timers)[2]
             if not timer.cancelled():
                 ready.append(timer)
-        world.happened(self.name)
+        world.has_turn(self._number)
         world.running = self
         asyncio._set_running_loop(self)
         try:

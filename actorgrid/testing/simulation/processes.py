@@ -194,10 +194,10 @@ class SimHost:
         if process is self.process:
             self.kill()
             if self.is_wanted:
-                self._cluster.world.after(self._cluster.restart_delay_s(), self._start_again)
+                self._cluster.world.after(self._cluster.restart_delay_s(), self._start_again, self.lives)
 
-    def _start_again(self) -> None:
-        if self.is_wanted:
+    def _start_again(self, life: int) -> None:
+        if self.is_wanted and life == self.lives:
             self.start()
 
     def kill(self) -> None:

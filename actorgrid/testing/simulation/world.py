@@ -31,6 +31,7 @@ class World:
 
     :ivar now_ns: true time, which no process of the simulation sees: each has a clock of its own
     :ivar running: the loop whose turn it is
+    :ivar loops: how many loops were made
     :ivar counts: how often what happened, for coverage
     :ivar problems: what a loop's exception handler was told: nothing may go wrong unheard
     """
@@ -49,6 +50,8 @@ class World:
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
         self._digest = xxh3_64()
+        self._turns = 0
+        self.loops = 0
         self._at_one_time = 0
 
     # -- time and chance, as `ambient` has them
@@ -115,9 +118,13 @@ class World:
 
     # -- what has happened
 
+    def has_turn(self, number: int) -> None:
+        """The loop with this number runs now: into the digest. Hashes of numbers are the same in every process."""
+        self._turns = hash((self._turns, self.now_ns, number))
+
     def happened(self, what: str | bytes) -> None:
         """Take `what` into the digest."""
-        self._digest.update(b"%d " % self.now_ns)
+        self._digest.update(b"%d %d " % (self.now_ns, self._turns))
         self._digest.update(what.encode() if isinstance(what, str) else what)
 
     def note(self, what: str) -> None:
@@ -128,4 +135,6 @@ class World:
     @property
     def digest(self) -> str:
         """16 hex digits over everything that has happened."""
-        return self._digest.hexdigest()
+        whole = self._digest.copy()
+        whole.update(b"%d" % self._turns)
+        return whole.hexdigest()
