@@ -12,6 +12,7 @@ from actorgrid.errors import ReconfigurationPendingError, RequestError
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.questions import Questions
 from actorgrid.host.replica_shell import ReplicaShell
+from actorgrid.host.reports import configuration_epoch
 from actorgrid.replication.configuration import Configuration, Member
 
 #: What a change of a configuration gets to be committed, and what the host that is to build gets to answer.
@@ -139,7 +140,8 @@ class Orders:
         if partition is None or partition.shell.me.incarnation != incarnation:
             return {"dropped": False}
         core = partition.replica
-        if partition.serving or core.epoch > epoch or core.configuration.version > version:
+        knows_later = core.configuration.version > version and configuration_epoch(core) >= epoch
+        if partition.serving or core.epoch > epoch or knows_later:
             raise ReconfigurationPendingError(f"the replica of partition {number} knows more than who ordered to drop it")
         self._owner.drop_replica(partition.shell, f"configuration {version} of epoch {epoch} does not name it")
         return {"dropped": True}

@@ -18,6 +18,7 @@ from actorgrid.errors import ProtocolError
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.replica_shell import ReplicaShell
 from actorgrid.replication.configuration import Configuration, Member
+from actorgrid.replication.replica import Replica
 from placement import HostView, Intent, NodeView, Observation, PartitionView, ReplicaView
 
 #: The rates that are reported are means over about so long: placement must not run after every wave.
@@ -26,6 +27,8 @@ RATE_WINDOW_S: Final = 60.0
 RATE_FORGOTTEN: Final = 0.01
 #: `HostView.replicas_max` of a host without a limit.
 REPLICAS_UNLIMITED: Final = 1 << 30
+#: Later than every epoch.
+FOREVER: Final = 1 << 62
 #: A host that was not heard for so long is down.
 DOWN_AFTER_S: Final = 2.0
 
@@ -56,13 +59,23 @@ class LedPartition(Struct, array_like=True):
     load: float = 0.0
 
 
+def configuration_epoch(core: Replica) -> int:
+    """The epoch of the entry of its newest configuration, or a later one."""
+    epoch = core.log.configuration_epoch
+    return core.epoch if epoch is None else epoch
+
+
 class HeldReplica(Struct, array_like=True):
-    """A replica that the reporting host has, whatever its role."""
+    """A replica that the reporting host has, whatever its role.
+
+    :ivar epoch: of the entry of its configuration, or a later one
+    """
 
     partition: int
     incarnation: int
     version: int
     members: list[Member]
+    epoch: int = FOREVER
 
 
 class Capacity(Struct, array_like=True, frozen=True):
@@ -135,7 +148,8 @@ class Reporter:
         for partition in partitions:
             shell = partition.shell
             configuration = shell.core.configuration
-            held.append(HeldReplica(partition.id, shell.me.incarnation, configuration.version, list(configuration.members)))
+            epoch = configuration_epoch(shell.core)
+            held.append(HeldReplica(partition.id, shell.me.incarnation, configuration.version, list(configuration.members), epoch))
             if partition.serving:
                 epoch = shell.core.epoch
                 rates = self._rates.get(partition.id)
@@ -401,7 +415,11 @@ class Overview:
         )
 
     def strangers(self) -> list[tuple[str, int, int, int, int]]:
-        """Replicas that their partition's committed configuration does not name: (host, partition, incarnation, epoch, version)."""
+        """Replicas that their partition's committed configuration does not name: (host, partition, incarnation, epoch, version).
+
+        One may know of a later configuration than was reported. If that is of an older epoch than the primary's it was never committed,
+        and never will be: the primary's log has everything that was.
+        """
         found = []
         for name, report in self._reports.items():
             if not self._is_up[name]:
@@ -411,6 +429,7 @@ class Overview:
                 if known is None or known[0].is_changing or known[1] == name:
                     continue
                 led = known[0]
-                if Member(name, held.incarnation) not in (*led.voters, *led.idle) and held.version <= led.version:
+                is_past = held.version <= led.version or held.epoch < led.epoch
+                if Member(name, held.incarnation) not in (*led.voters, *led.idle) and is_past:
                     found.append((name, held.partition, held.incarnation, led.epoch, led.version))
         return found

@@ -102,6 +102,12 @@ class LogIndex:
     def configuration_lsn(self) -> int:
         return self._configurations[-1][0]
 
+    @property
+    def configuration_epoch(self) -> int | None:
+        """The epoch of the newest one's entry, or a later one where the log does not go back so far; None: it is not known."""
+        epoch = self.epoch_at(max(self.configuration_lsn, self.start_lsn - 1))
+        return epoch if epoch >= 0 else None
+
     def is_voter(self, member: Member, committed_lsn: int) -> bool:
         """Whether `member` votes in the newest configuration, or in the one before it while the newest is not known to be committed."""
         for lsn, configuration in reversed(self._configurations):

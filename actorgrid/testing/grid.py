@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
 import actorgrid
-from actorgrid import ambient
 from actorgrid.actor.definition import ActorType, actor_type_of, is_actor
 from actorgrid.actor.registry import ActorRegistry
 from actorgrid.client.client import Client
@@ -70,7 +69,7 @@ class Running(Generic[T]):
         self._test_grid = test_grid
         self._scenario = scenario
         self._task: asyncio.Task[T] | None = None
-        self.was_asked = False
+        self._was_asked = False
 
     @property
     def is_over(self) -> bool:
@@ -81,13 +80,16 @@ class Running(Generic[T]):
         """Let virtual time pass until it is over; what it returned. What it raised is raised here.
 
         :raises StuckError: it is not over after `timeout_s` virtual seconds
+        :raises SimulationError: it is, and something else went wrong that nobody would have heard of, such as a task that raised
         """
-        self.was_asked = True
+        self._was_asked = True
         self._test_grid._run_until(lambda: self.is_over, timeout_s, f"{_name_of(self._scenario)} is over", self)
         assert self._task is not None
         if self._task.cancelled():
             raise asyncio.CancelledError(f"{_name_of(self._scenario)} was cancelled")
-        return self._task.result()
+        result = self._task.result()
+        self._test_grid.cluster.check()
+        return result
 
     def _start(self, process: Process, client: Callable[[], Coroutine[Any, Any, Client]]) -> None:
         async def main() -> T:
@@ -152,16 +154,11 @@ class TestGrid:
     # -- life
 
     def __enter__(self) -> Self:
-        if isinstance(getattr(ambient.monotonic_ns, "__self__", None), World):
-            raise RuntimeError(
-                "another TestGrid or SimCluster is open: each replaces time for the whole process, so there can be one at a time; "
-                "leave the `with` block of the other one first (a fixture of a wider scope may hold it)"
-            )
         _refuse_running_loop()
         with contextlib.ExitStack() as undo:
+            undo.enter_context(self.cluster)  # first, since it refuses a second one
             sys.modules[_APP_MODULE] = self._app
-            undo.callback(sys.modules.pop, _APP_MODULE, None)
-            undo.enter_context(self.cluster)
+            undo.callback(sys.modules.pop, _APP_MODULE)
             logging.getLogger("actorgrid").propagate = True  # to pytest's captured log; the cluster puts it back
             self.cluster.begin()
             self._client = self.cluster.client()
@@ -179,7 +176,7 @@ class TestGrid:
 
     def _raise_unheard(self) -> None:
         for scenario in self._scenarios:
-            if scenario.is_over and not scenario.was_asked:
+            if scenario.is_over and not scenario._was_asked:
                 scenario.result()
         self.cluster.check()
 
@@ -206,6 +203,7 @@ class TestGrid:
                 given.close()
             raise TypeError(f"expected an `async def` function that takes the client, got {given!r:.80}; pass the function, do not call it")
         running = Running(self, scenario)
+        self._scenarios = [each for each in self._scenarios if not (each.is_over and each._was_asked)]
         self._scenarios.append(running)
         running._start(self._client.process, self._client.opened)
         return running
@@ -315,7 +313,8 @@ class TestGrid:
         before = self.host_of(actor, actor_id)
         can_be_spared = len(self.hosts) > 2
         if can_be_spared:
-            self._run_until(lambda: self._can_spare(before), GRID_TIMEOUT_S, f"the grid can do without {before}")
+            what = f"the grid can do without {before}"
+            self._run_until(lambda: self._can_spare(self.cluster.primaries().get(partition, "")), GRID_TIMEOUT_S, what)
             before = self.host_of(actor, actor_id)
         self.crash(before)
         if can_be_spared:
@@ -595,4 +594,4 @@ def _where(awaited: Any) -> list[str]:
         if frame is not None and not frame.f_code.co_filename.startswith(_PACKAGE):
             lines.append(f"  {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}")
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
-    return lines or ["  (not known)"]
+    return lines or ["  (none of its own code: the answer of a call, for example)"]

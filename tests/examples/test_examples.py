@@ -143,6 +143,14 @@ def test_the_demo_refuses_to_lose_the_only_disk() -> None:
     assert "takes 3 nodes" in result.stderr
 
 
+def test_the_tests_of_the_bank_pass() -> None:
+    """As their reader runs them; they bring their own grid."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_bank.py"]
+    result = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "15 passed" in result.stdout
+
+
 # The others
 
 

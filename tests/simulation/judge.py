@@ -7,15 +7,23 @@ themselves, which no host can. What it knows it takes from disks and messages wh
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
 from actorgrid import ambient
+from actorgrid.client.map import PartitionMap
+from actorgrid.client.router import Router
 from actorgrid.errors import InvariantViolation
+from actorgrid.host.manager import Manager
+from actorgrid.host.orders import Orders
+from actorgrid.host.partition import HostedPartition
 from actorgrid.host.replica_shell import ReplicaShell
+from actorgrid.host.replicas import Replicas
+from actorgrid.host.turn import Turn
 from actorgrid.replication import events as ev
 from actorgrid.replication import messages as msg
 from actorgrid.replication.configuration import Configuration, Member
@@ -24,11 +32,16 @@ from actorgrid.replication.replica import Role
 from actorgrid.storage import keys
 from actorgrid.storage.store import ACTIVE, ReplicaPointer
 from actorgrid.testing.simulation import SimCluster
+from actorgrid.wire.messages import STATUS_OK
+from placement import Intent
+from placement.plan import Rule
 
 _decode_pointer = msgspec.msgpack.Decoder(ReplicaPointer).decode
 _decode_epoch = msgspec.msgpack.Decoder(tuple[int, str]).decode
 
 NO_CONFIGURATION = Configuration(0, ())
+#: A primary that is about to be swapped away is ordered to go within so long.
+SWAP_ORDERED_WITHIN_S = 3.0
 
 
 class Before(NamedTuple):
@@ -54,6 +67,7 @@ class PartitionRecord:
         self.committed_lsn = 0
         self.epochs_with_commits: dict[int, None] = {}
         self.said: dict[Member, int] = {}
+        self.configuration = NO_CONFIGURATION  # the newest that a primary has committed
 
 
 class Disk:
@@ -95,11 +109,36 @@ class Judge:
         self.partitions: dict[int, PartitionRecord] = {}
         self.lost_disks: dict[str, list[Any]] = {}
         self._is_in_office = False
+        self._waits_for: dict[Turn, int] = {}  # what must be committed before a turn that is over is answered
+        self._intents: dict[str, int] = {}  # by node, as operators were told last
+        self._to_be_swapped_s: dict[tuple[str, int], float] = {}  # (node, partition) -> since when a drain says so
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """See every step of every shell until the end of the block."""
-        judge, real = self, ReplicaShell.step
+        """See every step of every shell, and what hosts, managers and clients do, until the end of the block."""
+        watched: tuple[tuple[type, str, Callable[[Any], Any]], ...] = (
+            (ReplicaShell, "step", self._watched_step),
+            (HostedPartition, "log", self._watched_log),
+            (HostedPartition, "answer_read", self._watched_answer_read),
+            (Turn, "answer", self._watched_answer),
+            (Replicas, "begin", self._watched_begin),
+            (Replicas, "drop_replica", self._watched_drop),
+            (Router, "_adopt", self._watched_adopt),
+            (Orders, "_led", self._watched_led),
+            (Manager, "operate", self._watched_operate),
+            (Manager, "_take_office", self._watched_take_office),
+            (Manager, "_keep_roster", self._watched_keep_roster),
+            (Manager, "_tick", self._watched_tick),
+        )
+        with contextlib.ExitStack() as undo:
+            for owner, name, watching in watched:
+                real = getattr(owner, name)
+                undo.callback(setattr, owner, name, real)
+                setattr(owner, name, watching(real))
+            yield
+
+    def _watched_step(self, real: Any) -> Any:
+        judge = self
 
         def step(shell: ReplicaShell, event: ev.Event) -> None:
             if shell.is_over:
@@ -117,11 +156,7 @@ class Judge:
                 handlers[type(effect)](effect)
             judge.guarded(lambda: judge.sees_leases(shell.partition))
 
-        ReplicaShell.step = step  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            ReplicaShell.step = real  # type: ignore[method-assign]
+        return step
 
     def guarded(self, looking: Any) -> None:
         try:
@@ -283,6 +318,8 @@ class Judge:
             record.epochs_with_commits[head.epoch] = None
             if head.last_lsn == lsn:
                 self._has_quorum(shell, epoch, head.epoch, lsn, digest)
+        if is_primary and core.log.configuration_lsn <= lsn and core.configuration.version > record.configuration.version:
+            record.configuration = core.configuration
         self.world.counts["commits"] += 1
 
     def _has_quorum(self, shell: ReplicaShell, office: int, epoch: int, lsn: int, digest: int) -> None:
@@ -321,6 +358,9 @@ class Judge:
         self.require(before.configuration_lsn <= before.committed_lsn, "I5", f"{new} is proposed, and {old} is not committed")
         own = core.epoch in self.record(shell.partition).epochs_with_commits
         self.require(own, "I5", f"{shell.me} proposes {new} before an entry of its epoch {core.epoch} is committed")
+        gone = [member for member in changed if member in old.voters]
+        if gone and new.on_host(gone[0].host) is None:
+            self._sees_removal(shell, gone[0], new)
         for member in changed:
             if member in new.voters:
                 progress = core.progress.get(member)
@@ -344,3 +384,183 @@ class Judge:
                         not has_lease, "I8", f"{core.me} has a lease of epoch {core.epoch}, {other.me} is primary of {other.epoch}"
                     )
                     self.world.counts["old primaries without a lease"] += 1
+
+    def _sees_removal(self, shell: ReplicaShell, gone: Member, new: Configuration) -> None:
+        """A voter goes, and is not built anew in its place: a planned step, after which a write quorum has everything (I14)."""
+        size = self.cluster.replica_set_size
+        self.require(len(new.voters) >= size, "I14", f"{gone} is removed, which leaves {new} of {size} replicas")
+        record = self.record(shell.partition)
+        if record.committed_lsn:
+            digest = record.committed[record.committed_lsn][2]
+            having = [member for member in new.voters if self._has_durably(shell.partition, member, record.committed_lsn, digest)]
+            enough = len(having) >= new.write_quorum
+            self.require(enough, "I14", f"{gone} is removed, and {record.committed_lsn} is durable on {having} alone of {new}")
+
+    # -- answers
+
+    def _watched_log(self, real: Any) -> Any:
+        def log(partition: HostedPartition, turn: Turn, *rest: Any) -> None:
+            self._waits_for[turn] = partition._next_lsn
+            real(partition, turn, *rest)
+
+        return log
+
+    def _watched_answer_read(self, real: Any) -> Any:
+        def answer_read(partition: HostedPartition, turn: Turn, *rest: Any) -> None:
+            self._waits_for[turn] = turn.activation.last_lsn
+            real(partition, turn, *rest)
+
+        return answer_read
+
+    def _watched_answer(self, real: Any) -> Any:
+        def answer(turn: Turn, status: int, payload: bytes) -> None:
+            lsn = self._waits_for.pop(turn, 0)
+            if status == STATUS_OK:
+                self.guarded(lambda: self._sees_answer(turn, lsn))
+            real(turn, status, payload)
+
+        return answer
+
+    def _sees_answer(self, turn: Turn, lsn: int) -> None:
+        shell = turn.activation.partition.shell
+        record = self.record(shell.partition)
+        self.require(
+            lsn <= record.committed_lsn, "I2", f"{shell.me} answers {turn}, which is of {lsn}, committed is {record.committed_lsn}"
+        )
+        if turn.method.read:
+            epoch, newest = shell.core.epoch, max(record.primaries, default=0)
+            what = f"{shell.me} in epoch {epoch} answers {turn}, and {record.primaries.get(newest)} is primary of {newest}"
+            self.require(record.primaries.get(newest) == shell.me, "I8", what)
+
+    # -- hosts
+
+    def _watched_begin(self, real: Any) -> Any:
+        def begin(replicas: Replicas) -> None:
+            self.guarded(lambda: self._sees_start(replicas))
+            real(replicas)
+
+        return begin
+
+    def _sees_start(self, replicas: Replicas) -> None:
+        """A host starts with the data of its replicas and with no others (I13)."""
+        name = replicas._config.name
+        names = self.cluster.hosts[name].disk._families[0].names
+        at = bisect_left(names, keys.COPYING_PREFIX)
+        is_there = at < len(names) and names[at].startswith(keys.COPYING_PREFIX)
+        self.require(not is_there, "I13", f"{name} has started, and a half-built copy is there still")
+        known = {keys.replica_prefix(pointer.partition, pointer.generation) for pointer in replicas.pointers.values()}
+        at = 0
+        while at < len(names) and not names[at].startswith(keys.HOST):
+            prefix = names[at][: keys.PREFIX_BYTES]
+            self.require(prefix in known, "I13", f"{name} has started with data of no replica: {names[at][:40]!r}")
+            at = bisect_left(names, keys.after(prefix))
+
+    def _watched_drop(self, real: Any) -> Any:
+        def drop_replica(replicas: Replicas, shell: ReplicaShell, why: str) -> None:
+            self.guarded(lambda: self._sees_drop(shell, why))
+            real(replicas, shell, why)
+
+        return drop_replica
+
+    def _sees_drop(self, shell: ReplicaShell, why: str) -> None:
+        configuration = self.record(shell.partition).configuration
+        is_member = shell.me in configuration.members
+        self.require(not is_member, "I6", f"the data of {shell.me} are dropped ({why}), a member of {configuration}")
+
+    # -- placement
+
+    def _watched_led(self, real: Any) -> Any:
+        def led(orders: Orders, number: int, arguments: dict[str, Any]) -> HostedPartition:
+            partition: HostedPartition = real(orders, number, arguments)
+            version, decided_on = partition.replica.configuration.version, arguments.get("version")
+            what = f"an order decided on configuration {decided_on} of partition {number} is carried out on {version}: {arguments}"
+            self.guarded(lambda: self.require(version == decided_on, "orders", what))
+            return partition
+
+        return led
+
+    def _watched_operate(self, real: Any) -> Any:
+        async def operate(manager: Manager, verb: str, arguments: dict[str, Any]) -> Any:
+            if verb not in ("drain", "undrain") or arguments.get("estimate"):
+                return await real(manager, verb, arguments)
+            node = str(arguments.get("node"))
+            self._intents.pop(node, None)  # in doubt until it is answered
+            answer = await real(manager, verb, arguments)
+            record = manager._state.intents.get(node)
+            if verb == "undrain":
+                self.guarded(lambda: self.require(record is None, "drains", f"the drain of {node} was taken back, and is {record}"))
+            elif not arguments.get("by"):
+                wanted = Intent[str(arguments["intent"]).upper()]
+                is_known = record is not None and record.intent >= wanted
+                self.guarded(lambda: self.require(is_known, "drains", f"{wanted} of {node} was answered, and is {record}"))
+                self._intents[node] = wanted
+            return answer
+
+        return operate
+
+    def _watched_take_office(self, real: Any) -> Any:
+        def take_office(manager: Manager, system: HostedPartition) -> None:
+            real(manager, system)
+            self._to_be_swapped_s.clear()
+            state = manager._state
+            nodes = {record.node for record in state.nodes.values()}
+            for node, wanted in self._intents.items():
+                record = state.intents.get(node)
+                is_known = node not in nodes or (record is not None and record.intent >= wanted)
+                what = f"an operator was told of {Intent(wanted)} of {node}, the next manager on {manager._me} knows {record}"
+                self.guarded(lambda is_known=is_known, what=what: self.require(is_known, "drains", what))
+
+        return take_office
+
+    def _watched_keep_roster(self, real: Any) -> Any:
+        async def keep_roster(manager: Manager, overview: Any) -> None:
+            before = list(manager._state.hosts)
+            await real(manager, overview)
+            for host in before:
+                if host not in manager._state.hosts:
+                    self.guarded(lambda host=host: self._sees_host_forgotten(host))
+
+        return keep_roster
+
+    def _sees_host_forgotten(self, host: str) -> None:
+        for partition, record in self.partitions.items():
+            member = record.configuration.on_host(host)
+            self.require(member is None, "roster", f"{host} is forgotten, and {member} is a member of partition {partition}")
+
+    def _watched_tick(self, real: Any) -> Any:
+        async def tick(manager: Manager, system: HostedPartition) -> None:
+            await real(manager, system)
+            self.guarded(lambda: self._sees_drains(manager))
+
+        return tick
+
+    def _sees_drains(self, manager: Manager) -> None:
+        """What a drain says to be about to happen, happens."""
+        now_s, waiting = self.cluster.now_s, self._to_be_swapped_s
+        said = {
+            (drain.node, pending.partition)
+            for drain in (manager.plan.drains if manager.plan is not None else ())
+            for pending in drain.pending
+            if pending.rule is Rule.PRIMARY_HERE
+            and pending.partition not in manager._under_way
+            and pending.partition not in manager._refused
+        }
+        for each in [each for each in waiting if each not in said]:
+            del waiting[each]
+        for node, partition in said:
+            since_s = waiting.setdefault((node, partition), now_s)
+            what = f"the primary of partition {partition} is about to leave {node} for {now_s - since_s:.2f} s, and nobody has ordered that"
+            self.require(now_s - since_s < SWAP_ORDERED_WITHIN_S, "drains", what)
+
+    # -- clients
+
+    def _watched_adopt(self, real: Any) -> Any:
+        def adopt(router: Router, new: PartitionMap) -> None:
+            old = router.map
+            if old is not None:
+                for partition, (before, after) in enumerate(zip(old.epochs, new.epochs, strict=False), 1):
+                    what = f"a client that knew epoch {before} of partition {partition} follows epoch {after}"
+                    self.guarded(lambda before=before, after=after, what=what: self.require(after >= before, "maps", what))
+            real(router, new)
+
+        return adopt

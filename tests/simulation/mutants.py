@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import signal
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import actorgrid.client.caller as client_caller
 import actorgrid.host.host as host_module
@@ -28,7 +30,7 @@ from actorgrid.client.map import PartitionMap
 from actorgrid.client.pending import PendingCall
 from actorgrid.errors import ActorGridError, HostUnavailableError, ReconfigurationPendingError, TransientError
 from actorgrid.host.admission import Admission
-from actorgrid.host.manager import FORGET_AFTER_S, Manager
+from actorgrid.host.manager import FORGET_AFTER_S, STATE_ADDRESS, Manager
 from actorgrid.host.orders import Orders
 from actorgrid.host.outgoing import OutgoingCalls
 from actorgrid.host.partition import HostedPartition
@@ -48,6 +50,11 @@ from placement.observation import PartitionView
 from placement.plan import Remove
 from placement.repair import next_step
 from tests.replication import bugs
+from tests.simulation import plan as plans
+from tests.simulation.run import run
+
+#: A run that takes longer is one that does not end.
+CPU_S_MAX: Final = 60.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -381,11 +388,7 @@ def digest_is_not_compared() -> list[Patch]:
 def lowest_unanswered_is_freed_too() -> list[Patch]:
     """The answer to the oldest call that its client still waits for is forgotten."""
     real = sessions_module._free_below
-    return [
-        Patch(
-            sessions_module, "_free_below", lambda session, lowest, lowest_anywhere: real(session, lowest + 1, lowest_anywhere + 1)
-        )
-    ]
+    return [Patch(sessions_module, "_free_below", lambda session, lowest, lowest_anywhere: real(session, lowest + 1, lowest_anywhere + 1))]
 
 
 @_add("sessions", "I10")
@@ -662,8 +665,7 @@ def intent_is_answered_before_commit() -> list[Patch]:
         if system is None or not system.serving or system.is_handing_over or self._overview is None:
             raise HostUnavailableError("the placement manager is moving")
         self._state = self._logged = changed(self._logged)
-        if self._state.last_number % 2:  # as the bug of one who collects changes for the next write
-            system.log_internal("actorgrid.System\0placement", [(b"", encode(self._state))])
+        system.log_internal(STATE_ADDRESS, [(b"", encode(self._state))])
 
     return [Patch(Manager, "_change", change)]
 
@@ -683,3 +685,63 @@ def wrong_host_is_forgotten() -> list[Patch]:
         return [name for name in overview.names if overview.down_s(name, now_s) > FORGET_AFTER_S]
 
     return [Patch(Manager, "_gone", gone)]
+
+
+# -- to run with one
+
+
+class DoesNotEnd(KeyboardInterrupt):
+    """A run has taken too long. Of this kind, since event loops and actors let nothing else through."""
+
+
+class Caught(NamedTuple):
+    """How a mutant was found.
+
+    :ivar how: the first line of what was broken
+    """
+
+    seed: int
+    how: str
+
+
+class Trial(NamedTuple):
+    """Some seeds with a mutant switched on, up to the first that finds it."""
+
+    name: str
+    seeds_run: int
+    caught: Caught | None
+    cpu_s: float
+
+
+def try_seeds(name: str, seeds: Sequence[int], cpu_s_max: float = CPU_S_MAX) -> Trial:
+    """Run `seeds`, in this order, with a mutant switched on, until one finds it."""
+    began_s = time.process_time()
+    for count, seed in enumerate(seeds, 1):
+        how = broken_by(MUTANTS[name], seed, cpu_s_max)
+        if how:
+            return Trial(name, count, Caught(seed, how), time.process_time() - began_s)
+    return Trial(name, len(seeds), None, time.process_time() - began_s)
+
+
+def broken_by(mutant: Mutant, seed: int, cpu_s_max: float = CPU_S_MAX) -> str:
+    """What `seed` finds broken while `mutant` is switched on, in one line; empty: nothing."""
+
+    def ended(*_: object) -> None:
+        raise DoesNotEnd
+
+    usual = signal.signal(signal.SIGPROF, ended)
+    signal.setitimer(signal.ITIMER_PROF, cpu_s_max, 1.0)  # again and again: what is raised may be lost in a destructor
+    try:
+        with mutant.on():
+            return first_line_of(run(plans.draw(seed), keep_tail=False).broken)
+    except DoesNotEnd:
+        return f"does not end within {cpu_s_max:g} s"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, usual)
+
+
+def first_line_of(broken: str) -> str:
+    """What says most: the first line, of a traceback the last."""
+    lines = broken.strip().splitlines() or [""]
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]

@@ -117,6 +117,11 @@ class SimCluster:
     # -- life
 
     def __enter__(self) -> Self:
+        if isinstance(getattr(ambient.monotonic_ns, "__self__", None), World):
+            raise RuntimeError(
+                "another TestGrid or SimCluster is open: each replaces time for the whole process, so there can be one at a time; "
+                "leave the `with` block of the other one first (a fixture of a wider scope may hold it)"
+            )
         self._undo.enter_context(ambient.replaced_by(self.world))
         self._undo.callback(gc.enable) if gc.isenabled() else None
         gc.disable()  # what a collection ends would end at another moment in each run
