@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 from actorgrid.client.client import Client
-from actorgrid.errors import ActorGridError
+from actorgrid.errors import ActorGridError, DeadlineExceededError, ReentrancyError, RequestError
 from actorgrid.testing.simulation import SimClient, SimCluster
 from tests.faults.apps.fault_ledger import Ledger
 from tests.faults.checkers import ReadBack
@@ -20,9 +20,17 @@ COLD_ACTORS = 12
 HOT_ACTORS = 2
 #: A caller goes on at once with this probability; else it rests.
 CALLS_ON = 0.85
+REST_LOOK_S = 1.0
 #: Hot actors change after so long: the search for a linear order is for short histories.
 HOT_S = 4.0
 READ_BACK_S = 60.0
+#: A call that waits for so long while nothing fails any more should have had its answer.
+PEACE_S = 10.0
+#: Writes and keys that others look at again.
+REMEMBERED = 8
+#: A key that was used is used again with this probability before a call, and for another call in one of so many cases.
+KEY_AGAIN = 0.04
+MISUSE_ONE_IN = 4
 
 
 class Callers:
@@ -32,11 +40,17 @@ class Callers:
         self.cluster = cluster
         self.records: list[Record] = []
         self.is_over = False
+        self.may_not_rest = False
         self.answered: Counter[str] = Counter()  # by caller
         self.clients: dict[str, SimClient] = {}
         self.under_way: dict[str, Record] = {}
         self._plan = plan
         self._tokens = 0
+        self._began_s = 0.0
+        self._written: deque[str] = deque(maxlen=REMEMBERED)  # actors with the last acknowledged writes, whosever
+        self._keyed: deque[tuple[str, str, str, int]] = deque(maxlen=REMEMBERED)  # (actor, key, token, version)
+        #: Where dates jump, idempotency keys may be as old as they look.
+        self._keeps_keys = not any(step.verb == "date" for step in plan.steps)
         self.alive: dict[str, None] = {}
 
     @property
@@ -44,6 +58,7 @@ class Callers:
         return not self.alive
 
     def start(self) -> None:
+        self._began_s = self.cluster.now_s
         for _ in range(self._plan.clients):
             self.start_client()
 
@@ -75,18 +90,32 @@ class Callers:
         life = 0
         while not self.is_over:
             # In bursts, with rests between them: calls meet calls, and a simulated second stays cheap.
-            await asyncio.sleep(rng.random() * 2 * (self._plan.think_s if rng.random() < CALLS_ON else self._plan.rest_s))
+            if rng.random() < CALLS_ON:
+                await asyncio.sleep(rng.random() * 2 * self._plan.think_s)
+            else:
+                await self._rest(rng.random() * 2 * self._plan.rest_s)
             caller = f"{name}.{habit}.{life}"
             record = self._next_call(habit, rng, caller)
             view = client.with_options(timeout_s=0.05 + 2 * rng.random()) if habit == "impatient" else client
             key = f"{name}-{self._tokens}" if record.kind == "change" and rng.random() < 0.05 else None
             self.under_way[caller] = record
+            if self._keyed and rng.random() < KEY_AGAIN:
+                await self._use_key_again(view, rng)
             await self._make(view.with_options(idempotency_key=key) if key else view, record)
             del self.under_way[caller]
             self.records.append(record)
+            if record.is_acknowledged_write:
+                self._written.append(record.actor)
+                if key is not None and self._keeps_keys:
+                    self._keyed.append((record.actor, key, record.token, record.version))
             self.answered[name] += record.outcome == "ok"
             life += record.outcome == "unknown"
         self.alive.pop(name, None)
+
+    async def _rest(self, seconds: float) -> None:
+        while seconds > 0 and not (self.is_over or self.may_not_rest):
+            await asyncio.sleep(min(seconds, REST_LOOK_S))
+            seconds -= REST_LOOK_S
 
     def _next_call(self, habit: str, rng: random.Random, caller: str) -> Record:
         record = Record("change", "", "", "", 0, -1, 0, 0, "unknown", caller)
@@ -98,12 +127,13 @@ class Callers:
             record.actor = f"a{rng.randrange(COLD_ACTORS)}"
             if kind > 0.65:
                 record.kind = "read"
+                if kind > 0.8 and self._written:
+                    record.actor = self._written[-1]  # by whoever wrote it: what one was told, everybody sees
             elif kind > 0.4:
                 # Always from the lower to the higher name: chains that wait for each other in a ring would only time out.
+                # To itself one raises after it has changed its balance: nothing of that may stay.
                 record.actor, record.to = sorted([record.actor, f"a{rng.randrange(COLD_ACTORS)}"])
                 record.kind, record.amount = "transfer", 1 + rng.randrange(9)
-                if record.actor == record.to:
-                    record.kind, record.to, record.amount = "change", "", 0
         if record.kind != "read":
             self._tokens += 1
             record.token = f"t{self._tokens}"
@@ -111,20 +141,47 @@ class Callers:
 
     async def _make(self, client: Client, record: Record) -> None:
         actor = client.get(Ledger, record.actor)
+        began_s = self.cluster.now_s
         record.began_ns = self.cluster.world.now_ns + 1
         try:
             if record.kind == "change":
                 record.version = await actor.change(record.token)
             elif record.kind == "transfer":
                 record.version = await actor.transfer(record.token, record.to, record.amount)
+                self._require(record.actor != record.to, f"{record} has not raised")
             else:
                 record.version, record.token = await actor.read()
             record.outcome = "ok"
+        except ReentrancyError as error:
+            record.outcome = "raised"
+            self._require(record.kind == "transfer" and record.actor == record.to, f"{record}: {error}")
         except ActorGridError as error:
             record.outcome = outcome_of(error)
             record.error = f"{type(error).__name__}: {error}"[:300]
+            waited_s = self.cluster.now_s - max(began_s, self._began_s + self._plan.calm_s)
+            is_late = isinstance(error, DeadlineExceededError) and waited_s > PEACE_S
+            self._require(not is_late, f"nothing has failed for {waited_s:.1f} s, and {record} was not answered")
         if record.outcome != "unknown":
             record.ended_ns = self.cluster.world.now_ns + 1
+
+    async def _use_key_again(self, client: Client, rng: random.Random) -> None:
+        """The same call under the same key gets the same answer, another call is refused; neither changes anything."""
+        actor, key, token, version = rng.choice(self._keyed)
+        is_same = rng.randrange(MISUSE_ONE_IN) > 0
+        call = f"the key {key} of {actor}.change({token!r}), which made {version}, again for {'the same' if is_same else 'another'} call"
+        try:
+            answer = await client.with_options(idempotency_key=key).get(Ledger, actor).change(token if is_same else f"{token} again")
+        except RequestError as error:
+            self._require(not is_same, f"{call}: {error}")
+        except ActorGridError:
+            return
+        else:
+            self._require(is_same and answer == version, f"{call}: {answer}")
+        self.cluster.world.counts["keys used again"] += 1
+
+    def _require(self, condition: bool, what: str) -> None:
+        if not condition:
+            self.cluster.world.problems.append(what)
 
     def read_back(self) -> dict[str, ReadBack]:
         """What every actor that was called says now."""

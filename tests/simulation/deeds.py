@@ -16,7 +16,7 @@ from actorgrid.replication.replica import Role
 from actorgrid.settings import WireSettings
 from actorgrid.testing.simulation import SimCluster
 from actorgrid.testing.simulation.cluster import CLUSTER_ID
-from actorgrid.testing.simulation.disk import EIO, ENOSPC
+from actorgrid.testing.simulation.disk import EIO, ENOSPC, SimDisk
 from actorgrid.testing.simulation.network import Traffic
 from actorgrid.testing.simulation.processes import SimHost
 from tests.simulation.callers import Callers
@@ -37,6 +37,7 @@ class Deeds:
     """Does the steps of a plan.
 
     :ivar damaged: hosts whose disk was damaged, until the grid is whole again
+    :ivar latent: of those, how many stores had been put aside when damage was done that shows only when it is read
     """
 
     def __init__(self, cluster: SimCluster, callers: Callers) -> None:
@@ -44,6 +45,7 @@ class Deeds:
         self.callers = callers
         self.counts = cluster.world.counts
         self.damaged: list[str] = []
+        self.latent: dict[str, int] = {}
         self.drained: dict[str, None] = {}
         self.images: dict[str, Any] = {}
         self.swapped: dict[tuple[str, str], None] = {}
@@ -126,6 +128,14 @@ class Deeds:
                 self.do_cut(other, name)
         return True
 
+    def do_leave_alone(self, name: str) -> bool:
+        """No other host hears it or is heard by it; clients are."""
+        for other in self.cluster.hosts:
+            if other != name:
+                self.do_cut(name, other)
+                self.do_cut(other, name)
+        return True
+
     def do_heal(self, source: str, target: str = "") -> bool:
         """One link, or all of one machine."""
         network = self.cluster.network
@@ -152,7 +162,7 @@ class Deeds:
         if host is None:
             return False
         rng = self.cluster.world.stream(f"faults {name} {self.cluster.world.now_ns}")
-        host.disk.fail_with({"eio": EIO, "enospc": ENOSPC}[kind], rng, int(times))
+        host.disk.fail_with({"eio": EIO, "enospc": ENOSPC}[kind], rng, int(times), only_syncs=rng.random() < 0.5)
         return True
 
     def do_disk_stall(self, name: str) -> bool:
@@ -179,24 +189,25 @@ class Deeds:
         host.disk.sync_delay_s = self.usual_delays.pop(name, host.disk.sync_delay_s)
         return True
 
-    def _may_damage(self, *names: str) -> bool:
-        """Whether every voter of every partition that is not on one of `names` is in sync, and nothing else is damaged."""
-        if self.damaged and self.is_whole():
-            self.damaged.clear()
-        hosts = [self._host(name) for name in names]
-        if any(host is None or host.is_up for host in hosts) or any(damaged not in names for damaged in self.damaged):
-            return False
-        return not self.damaged and self._others_are_in_sync(names)
+    def _disk(self, name: str) -> SimDisk:
+        return self.cluster.hosts[name].disk
 
-    def _others_are_in_sync(self, names: tuple[str, ...]) -> bool:
-        """Whether without these every partition has a write quorum that has everything."""
+    def _may_damage(self, name: str) -> bool:
+        """Whether the grid can do without all that `name` has: nothing else is damaged, and of every partition a write quorum of the other
+        voters has everything, also what is not committed.
+        """
+        if self.damaged and self.is_whole():
+            # Damage that nobody has read yet is still there; the store is put aside when somebody does.
+            self.damaged = [each for each in self.damaged if len(self._disk(each).asides) <= self.latent.get(each, -1)]
+        if self.damaged or self.swapped:
+            return False
         for partition in range(self.cluster.partition_count + 1):
-            configuration = self.cluster.configuration_of(partition)
-            if configuration is None:
+            found = self.cluster.configuration_of(partition)
+            if found is None:
                 return False
-            primary, members, lag = configuration
-            having = [host for host in members if host not in names and lag.get(host, 1) == 0]
-            if primary in names or len(having) < 2 or len(members) < 3:
+            _, voters, lag = found
+            having = [host for host in voters if host != name and lag.get(host, 1) == 0]
+            if len(having) < len(voters) // 2 + 1:
                 return False
         return True
 
@@ -212,22 +223,25 @@ class Deeds:
         return True
 
     def _damage(self, name: str, doing: Callable[[SimHost], Any]) -> bool:
-        if not self._may_damage(name):
+        """The host dies, and something happens to its disk before it starts again."""
+        host = self._host(name)
+        if host is None or not self._may_damage(name):
             return False
         self.before_damage(name)
+        self.do_kill(name)
         self.damaged.append(name)
-        host = self._host(name)
-        assert host is not None
         return doing(host) is not False
 
     def do_disk_wipe(self, name: str) -> bool:
         return self._damage(name, lambda host: host.disk.wipe())
 
     def do_disk_flip(self, name: str) -> bool:
+        self.latent.setdefault(name, len(self._disk(name).asides))
         rng = self.cluster.world.stream(f"flip {self.cluster.world.now_ns}")
         return self._damage(name, lambda host: host.disk.flip(rng, log=rng.random() < 0.5) is not None)
 
     def do_disk_flip_log(self, name: str) -> bool:
+        self.latent.setdefault(name, len(self._disk(name).asides))
         rng = self.cluster.world.stream(f"flip {self.cluster.world.now_ns}")
         return self._damage(name, lambda host: host.disk.flip_undetected(rng) is not None)
 

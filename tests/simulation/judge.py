@@ -20,6 +20,7 @@ from actorgrid.client.router import Router
 from actorgrid.errors import InvariantViolation
 from actorgrid.host.manager import Manager
 from actorgrid.host.orders import Orders
+from actorgrid.host.outgoing import OutgoingCalls
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.replica_shell import ReplicaShell
 from actorgrid.host.replicas import Replicas
@@ -40,6 +41,8 @@ _decode_pointer = msgspec.msgpack.Decoder(ReplicaPointer).decode
 _decode_epoch = msgspec.msgpack.Decoder(tuple[int, str]).decode
 
 NO_CONFIGURATION = Configuration(0, ())
+#: Why a replica leaves duty whose data are whole.
+REPLACED = "the primary of epoch"
 #: A primary that is about to be swapped away is ordered to go within so long.
 SWAP_ORDERED_WITHIN_S = 3.0
 
@@ -123,6 +126,9 @@ class Judge:
             (Turn, "answer", self._watched_answer),
             (Replicas, "begin", self._watched_begin),
             (Replicas, "drop_replica", self._watched_drop),
+            (Replicas, "_retire", self._watched_retire),
+            (OutgoingCalls, "_call_local", self._watched_call),
+            (OutgoingCalls, "_call_remote", self._watched_call),
             (Router, "_adopt", self._watched_adopt),
             (Orders, "_led", self._watched_led),
             (Manager, "operate", self._watched_operate),
@@ -162,7 +168,7 @@ class Judge:
         try:
             looking()
         except InvariantViolation as violation:
-            self.world.problems.append(f"{violation.invariant}: {violation}")
+            self.world.problems.append(str(violation))
 
     def require(self, condition: bool, invariant: str, what: str) -> None:
         if not condition:
@@ -367,7 +373,8 @@ class Judge:
                 lag = core.last_lsn - progress.match_lsn if progress is not None else core.last_lsn
                 self.require(lag <= PROMOTE_LAG_ENTRIES, "I13", f"{member} is to vote, and is {lag} entries behind")
                 disk = Disk(self.cluster.hosts[member.host].disk.durable_get, shell.partition)
-                self.require(disk.is_of(member), "I13", f"{member} is to vote, and its disk knows it not: {disk.pointer}")
+                is_there = disk.is_of(member) or member.host in self.lost_disks  # who proposes may not know yet what became of it
+                self.require(is_there, "I13", f"{member} is to vote, and its disk knows it not: {disk.pointer}")
 
     def sees_leases(self, partition: int) -> None:
         """While a replica has a lease nobody is primary of a later epoch (I8). Clocks run on in hosts that stand still."""
@@ -432,6 +439,16 @@ class Judge:
             what = f"{shell.me} in epoch {epoch} answers {turn}, and {record.primaries.get(newest)} is primary of {newest}"
             self.require(record.primaries.get(newest) == shell.me, "I8", what)
 
+    def _watched_call(self, real: Any) -> Any:
+        async def call(calls: OutgoingCalls, turn: Turn, *rest: Any) -> Any:
+            partition = turn.activation.partition
+            seen, committed = turn.activation.last_lsn, self.record(partition.id).committed_lsn
+            what = f"{partition.shell.me}: {turn} has seen {seen} and calls others, committed is {committed}"
+            self.guarded(lambda: self.require(seen <= committed, "I2", what))
+            return await real(calls, turn, *rest)
+
+        return call
+
     # -- hosts
 
     def _watched_begin(self, real: Any) -> Any:
@@ -466,6 +483,16 @@ class Judge:
         configuration = self.record(shell.partition).configuration
         is_member = shell.me in configuration.members
         self.require(not is_member, "I6", f"the data of {shell.me} are dropped ({why}), a member of {configuration}")
+
+    def _watched_retire(self, real: Any) -> Any:
+        def retire(replicas: Replicas, pointer: ReplicaPointer, why: str, *rest: Any) -> None:
+            name = replicas._config.name
+            is_explained = name in self.lost_disks or why.startswith(REPLACED)
+            what = f"{name} cannot trust its replica of partition {pointer.partition}, and nobody has damaged its disk: {why}"
+            self.guarded(lambda: self.require(is_explained, "I3", what))
+            real(replicas, pointer, why, *rest)
+
+        return retire
 
     # -- placement
 

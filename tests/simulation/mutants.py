@@ -145,7 +145,6 @@ _CORES: Final[tuple[tuple[type, str], ...]] = (
     (bugs.ServesBeforeItsFirstEntryIsCommitted, "I4"),
     (bugs.NoEpochCheckOfAppends, "I7"),
     (bugs.TruncatesWithoutLooking, "I3"),
-    (bugs.SecondChangeWhileOneIsPending, "I5"),
     (bugs.PromotesBeforeItHasCaughtUp, "I13"),
     (bugs.LeaseCountedFromReceipt, "I8"),
 )

@@ -149,7 +149,7 @@ class _Draw:
         self.seed = seed
         self.host_count = rng.choice((3, 3, 3, 3, 4, 5))
         self.hosts = [f"host-{number}" for number in range(1, self.host_count + 1)]
-        self.clients = rng.randint(1, 4)
+        self.clients = rng.randint(1, 3)
         self.calm_s = rng.choice((10.0, 30.0, 60.0, 120.0)) * rng.uniform(0.5, 1.0)
         self.steps: list[Step] = []
         self.added = 0
@@ -179,9 +179,9 @@ class _Draw:
             partitions=rng.randint(1, 6),
             replicas=3,
             clients=self.clients,
-            callers=rng.randint(1, 4),
+            callers=rng.randint(1, 3),
             think_s=round(rng.choice((0.03, 0.1, 0.3)), 3),
-            rest_s=rng.choice((2.0, 5.0, 10.0)),
+            rest_s=rng.choice((3.0, 8.0, 20.0)),
             supervised=rng.random() < 0.7,
             clocks=clocks,
             zones=zones,
@@ -242,10 +242,10 @@ class _Draw:
 
     def _cut(self, at_s: float) -> None:
         rng, until = self.rng, self._until(at_s)
-        match rng.choice(("one", "one way", "halves", "pair", "clients")):
-            case "one":
+        match rng.choice(("one", "alone", "alone", "one way", "halves", "pair", "clients")):
+            case "one" | "alone" as kind:
                 host = self._host()
-                self._at(at_s, "isolate", host)
+                self._at(at_s, "isolate" if kind == "one" else "leave-alone", host)
                 self._at(until, "heal", host)
             case "one way":
                 a, b = rng.sample(self.hosts, 2)
@@ -297,21 +297,18 @@ class _Draw:
         what = rng.choice(("disk-wipe", "disk-flip", "disk-flip-log", "disk-old", "disk-swap"))
         if what == "disk-old":
             self._at(max(0.0, at_s - rng.uniform(0.2, 5)), "disk-image", host)
-        others = (rng.choice([each for each in self.hosts if each != host]),) if what == "disk-swap" else ()
-        self._at(at_s, "kill", host)
-        for other in others:
-            self._at(at_s, "kill", other)
-        self._at(at_s + 0.01, what, host, *others)
-        self._at(at_s + rng.uniform(0.02, 1), "start", host)
-        if others:
-            # Found and put right by somebody: each host has refused the other's data meanwhile.
-            until = at_s + rng.uniform(1.5, 3)
-            for each in (host, *others):
-                self._at(at_s + 0.1, "start", each)
-                self._at(until, "kill", each)
-            self._at(until + 0.01, "disk-swap", host, *others)
-            for each in (host, *others):
-                self._at(until + 0.1, "start", each)
+        if what != "disk-swap":
+            self._at(at_s, what, host)
+            self._at(at_s + rng.uniform(0.02, 1), "start", host)
+            return
+        pair = (host, rng.choice([each for each in self.hosts if each != host]))
+        # Found and put right by somebody after a while: each host has refused the other's data meanwhile.
+        for swapped_s in (at_s, at_s + rng.uniform(1.5, 3)):
+            for each in pair:
+                self._at(swapped_s, "kill", each)
+            self._at(swapped_s + 0.01, "disk-swap", *pair)
+            for each in pair:
+                self._at(swapped_s + 0.1, "start", each)
 
     def _clock(self, at_s: float) -> None:
         self._at(at_s, "date", self._host(), round(self.rng.uniform(-86_400, 86_400), 1))

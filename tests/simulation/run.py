@@ -143,6 +143,7 @@ class _Run:
         for node in list(self.deeds.drained):
             self.deeds.do_undrain(node)
         self.deeds.do_unfreeze()
+        callers.may_not_rest = True
         before = dict(callers.answered)
         cluster.run_until(
             lambda: all(callers.answered[name] > before.get(name, 0) for name in callers.alive),
@@ -150,6 +151,7 @@ class _Run:
             "every caller is answered again",
             every_s=LOOK_S,
         )
+        callers.may_not_rest = False
         cluster.run_until(self._is_whole_again, WHOLE_WITHIN_S, "every partition has all its voters in sync again", every_s=LOOK_S)
 
     def _is_whole_again(self) -> bool:
@@ -158,8 +160,7 @@ class _Run:
     def _ends(self) -> None:
         cluster, callers = self.cluster, self.callers
         callers.is_over = True
-        rest_s = 2 * self.plan.rest_s
-        cluster.run_until(lambda: callers.all_ended, cluster.client_settings.timeout_s + rest_s + 5, "all callers end", every_s=LOOK_S)
+        cluster.run_until(lambda: callers.all_ended, cluster.client_settings.timeout_s + 5, "all callers end", every_s=LOOK_S)
         after = callers.read_back()
         cluster.run_until(self._replicas_are_equal, LIVE_WITHIN_S, "all replicas are equal", every_s=LOOK_S)
         records = sorted(callers.records, key=lambda record: record.began_ns)

@@ -393,6 +393,7 @@ class SimDisk:
         self._held: Callable[[], None] | None = None
         self._fault = ""
         self._faults_left: int | None = None
+        self._fails_writes = True
         self._format()
 
     def _format(self) -> None:
@@ -432,7 +433,7 @@ class SimDisk:
 
     def _write(self, batch: SimBatch) -> SimulatedError | None:
         """Make `batch` visible, or say why not; both, now and then."""
-        fault = self._take_fault()
+        fault = self._take_fault() if self._fails_writes else None
         if fault is not None:
             self.counts["write failed"] += 1
             if self._fault_rng.random() < 0.5:
@@ -525,13 +526,15 @@ class SimDisk:
 
     # -- faults
 
-    def fail_with(self, words: str, rng: random.Random, times: int | None = None) -> None:
+    def fail_with(self, words: str, rng: random.Random, times: int | None = None, *, only_syncs: bool = False) -> None:
         """Let the next `times` writes and syncs fail, or all until `heal`. One that fails may have taken effect.
 
         :param words: what the disk says, `EIO` or `ENOSPC`
+        :param only_syncs: writes go on: they reach the memory of the kernel
         """
         assert times is None or times > 0, f"{times} faults"
         self._fault, self._fault_rng, self._faults_left = words, rng, times
+        self._fails_writes = not only_syncs
 
     def heal(self) -> None:
         """Nothing fails any more."""

@@ -392,8 +392,9 @@ class Network:
             return  # who reads again asks again
         _, what = pipe.waiting.popleft()
         if isinstance(what, bytes):
-            while pipe.waiting and pipe.waiting[0][0] <= self.world.now_ns and isinstance(pipe.waiting[0][1], bytes):
-                what += pipe.waiting.popleft()[1]
+            while pipe.waiting and pipe.waiting[0][0] <= self.world.now_ns and isinstance(more := pipe.waiting[0][1], bytes):
+                what += more
+                pipe.waiting.popleft()
             pipe.bytes -= len(what)
         self.world.happened(what)
         to.loop.call_soon(to.received, what)

@@ -14,7 +14,7 @@ from actorgrid.host.host import Host
 from actorgrid.host.offload import run_offloaded
 from actorgrid.host.watchdog import Watchdog
 from actorgrid.testing.simulation.disk import SimDisk
-from actorgrid.testing.simulation.loop import SimLoop
+from actorgrid.testing.simulation.loop import make_loop
 
 if TYPE_CHECKING:
     from actorgrid.testing.simulation.cluster import SimCluster
@@ -35,7 +35,7 @@ class Process:
     def __init__(self, cluster: SimCluster, name: str, machine: str, *, clock_per_mille: int = 1000, clock_offset_ns: int = 0) -> None:
         self.name = name
         self.machine = machine
-        self.loop = SimLoop(cluster.world, cluster.network, name, machine, clock_per_mille, clock_offset_ns)
+        self.loop = make_loop(cluster.world, cluster.network, name, machine, clock_per_mille, clock_offset_ns)
         self.is_over = False
         self.ended_ns = 0
         self.latest: asyncio.Task[Any] | None = None
@@ -80,7 +80,7 @@ class Process:
             coroutine = task.get_coro()
             if coroutine is not None:
                 with contextlib.suppress(BaseException):
-                    coroutine.close()  # type: ignore[union-attr]
+                    coroutine.close()
 
 
 class StillWatchdog(Watchdog):
@@ -143,7 +143,6 @@ class SimHost:
         self.host: Host | None = None
         self.is_wanted = False
         self.lives = 0
-        self.failures: list[str] = []
         self._cluster = cluster
 
     @property
@@ -178,15 +177,14 @@ class SimHost:
         try:
             await host.start()
         except ActorGridError as error:
-            self.failures.append(f"{error}")
-            cluster.world.note(f"{process.name} does not start: {error}")
-            process.loop.call_soon(self._ended, process)
+            self._fails(process, f"does not start: {error}")
             return
         self.host = host
         cluster.world.note(f"{process.name} serves")
-        error = await host.run_until_failed()
-        self.failures.append(f"{error}")
-        cluster.world.note(f"{process.name} leaves duty: {error}")
+        self._fails(process, f"leaves duty: {await host.run_until_failed()}")
+
+    def _fails(self, process: Process, why: str) -> None:
+        self._cluster.world.note(f"{process.name} {why}")
         process.loop.call_soon(self._ended, process)
 
     def _ended(self, process: Process) -> None:
@@ -212,7 +210,6 @@ class SimHost:
         host, process = self.host, self.process
         if host is None or process is None:
             return
-        self.is_wanted = False
         await host.leave()
         await host.stop()
         if process is self.process:
