@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SEEDS ?= 200
+FIRST ?= 10001
+HOURS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench faults drill clean
+.PHONY: help setup demo test check sim sim-many mutants bench faults drill clean
 
 help:            ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,14 +30,25 @@ test: $(STAMP)   ## format, lint, types, layers and all tests (under 15 minutes 
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow"
+	$(BIN)/python -m pytest -m "cluster or slow"
 
 check: $(STAMP)  ## the fast half of `make test`: no cluster, no slow tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not cluster and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow"
+
+sim: $(STAMP)    ## the whole grid on virtual time: SEEDS=200 plans of faults, and 50 of them again under another hash seed (five minutes)
+	$(BIN)/python -m tests.simulation --seeds 1-$(SEEDS)
+	$(BIN)/python -m tests.simulation.determinism --seeds 1-50
+
+sim-many: $(STAMP) ## plans without end, FIRST=... on, until one is broken or HOURS=1 are over
+	$(BIN)/python -m tests.simulation --seeds $(FIRST)- --hours $(HOURS) --json sim-many.json
+
+mutants: $(STAMP) ## switch on one bug after another, and see the simulation find each (ten minutes)
+	$(BIN)/python -m tests.simulation.hunt
 
 bench: $(STAMP)  ## measure calls per second, latency, CPU per call and memory on this machine (two minutes)
 	$(BIN)/python -m bench run write read memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import secrets
 import signal
@@ -35,10 +36,18 @@ PARTITIONS = 4
 QUICK = ClientSettings(timeout_s=5.0, connect_timeout_s=0.5, retry_first_s=0.005, retry_max_s=0.05)
 
 
+#: Each process that runs tests has ports of its own, below those that the kernel gives to outgoing connections.
+PORTS = itertools.count(20_000 + 4_000 * (1 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw-1")[2:])) % 12_000)
+
+
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port nobody listens on, and that was not given out before."""
+    for port in itertools.islice(PORTS, 2_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("2,000 ports in a row are in use")
 
 
 def make_config(

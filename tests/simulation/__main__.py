@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -18,23 +19,26 @@ from tests.simulation import plan as plans
 from tests.simulation.many import results_of
 from tests.simulation.run import Result, run
 
+ENDLESS = 100_000_000
+
 
 def main(arguments: list[str] | None = None) -> int:
     """0: nothing was broken; 1: something was."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--seeds", metavar="FIRST-LAST", help="run these seeds; only failing ones are printed")
+    what.add_argument("--seeds", metavar="FIRST-[LAST]", help="run these seeds; only failing ones are printed")
     what.add_argument("--seed", type=int, help="run one seed and tell what happened")
     what.add_argument("--plan", type=Path, help="run the plan in this file")
     parser.add_argument("--print-plan", action="store_true", help="print the plan of --seed and run nothing")
     parser.add_argument("--verbose", action="store_true", help="with the log of every host")
     parser.add_argument("--digest", action="store_true", help="print one line for each seed: the seed and the digest of its run")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--hours", type=float, default=0.0, help="begin no more seeds after so long")
     parser.add_argument("--json", type=Path, help="write the coverage here")
     options = parser.parse_args(arguments)
     if options.seeds is not None:
-        first, _, last = options.seeds.partition("-")
-        return _many(range(int(first), int(last or first) + 1), options)
+        first, to, last = options.seeds.partition("-")
+        return _many(range(int(first), int(last) + 1 if last else int(first) + (ENDLESS if to else 1)), options)
     plan = plans.load(options.plan) if options.plan is not None else plans.draw(options.seed)
     if options.print_plan:
         print(plan, end="")
@@ -72,9 +76,10 @@ def _many(seeds: range, options: argparse.Namespace) -> int:
     simulated_s = cpu_s = 0.0
     began_s = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    end_s = began_s + options.hours * 3600 if options.hours else float("inf")
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("seeds", total=len(seeds))
-        for result in results_of(seeds, options.processes):
+        bar = progress.add_task("seeds", total=len(seeds) if len(seeds) < ENDLESS else None)
+        for result in results_of(itertools.takewhile(lambda _: time.monotonic() < end_s, seeds), options.processes):
             counts += result.counts
             runs_with.update(result.counts.keys())
             simulated_s += result.simulated_s
@@ -87,10 +92,10 @@ def _many(seeds: range, options: argparse.Namespace) -> int:
     if options.digest:
         for seed in sorted(digests):
             print(f"digest {seed} {digests[seed]}")
-    _report(len(seeds), broken, counts, runs_with, simulated_s, cpu_s, time.monotonic() - began_s)
+    _report(len(digests), broken, counts, runs_with, simulated_s, cpu_s, time.monotonic() - began_s)
     if options.json is not None:
         coverage = {name: {"times": counts[name], "seeds": runs_with[name]} for name in sorted(counts)}
-        speed = {"seeds": len(seeds), "simulated_s": simulated_s, "cpu_s": cpu_s, "broken": [each.seed for each in broken]}
+        speed = {"seeds": len(digests), "simulated_s": simulated_s, "cpu_s": cpu_s, "broken": [each.seed for each in broken]}
         options.json.write_text(json.dumps({**speed, "coverage": coverage}, indent=1) + "\n")
     return 1 if broken else 0
 

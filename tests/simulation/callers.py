@@ -8,7 +8,7 @@ from collections import Counter, deque
 from typing import Any
 
 from actorgrid.client.client import Client
-from actorgrid.errors import ActorGridError, DeadlineExceededError, ReentrancyError, RequestError
+from actorgrid.errors import ActorGridError, DeadlineExceededError, OutcomeUnknownError, ReentrancyError, RequestError
 from actorgrid.testing.simulation import SimClient, SimCluster
 from tests.faults.apps.fault_ledger import Ledger
 from tests.faults.checkers import ReadBack
@@ -98,10 +98,12 @@ class Callers:
             record = self._next_call(habit, rng, caller)
             view = client.with_options(timeout_s=0.05 + 2 * rng.random()) if habit == "impatient" else client
             key = f"{name}-{self._tokens}" if record.kind == "change" and rng.random() < 0.05 else None
-            self.under_way[caller] = record
             if self._keyed and rng.random() < KEY_AGAIN:
                 await self._use_key_again(view, rng)
-            await self._make(view.with_options(idempotency_key=key) if key else view, record)
+            self.under_way[caller] = record
+            await self._make(
+                view.with_options(idempotency_key=key) if key else view, record, is_twice=key is not None and rng.random() < 0.5
+            )
             del self.under_way[caller]
             self.records.append(record)
             if record.is_acknowledged_write:
@@ -139,13 +141,13 @@ class Callers:
             record.token = f"t{self._tokens}"
         return record
 
-    async def _make(self, client: Client, record: Record) -> None:
+    async def _make(self, client: Client, record: Record, *, is_twice: bool) -> None:
         actor = client.get(Ledger, record.actor)
         began_s = self.cluster.now_s
         record.began_ns = self.cluster.world.now_ns + 1
         try:
             if record.kind == "change":
-                record.version = await actor.change(record.token)
+                record.version = await self._change(actor, record.token, times=2 if is_twice else 1)
             elif record.kind == "transfer":
                 record.version = await actor.transfer(record.token, record.to, record.amount)
                 self._require(record.actor != record.to, f"{record} has not raised")
@@ -164,13 +166,29 @@ class Callers:
         if record.outcome != "unknown":
             record.ended_ns = self.cluster.world.now_ns + 1
 
+    async def _change(self, ledger: Any, token: str, *, times: int) -> int:
+        """A change that is asked for several times at once, under one key: all answers are the same."""
+        calls = [ledger.change(token) for _ in range(times)]
+        answers: list[Any] = []
+        for call in calls:
+            try:
+                answers.append(await call)
+            except ActorGridError as error:
+                answers.append(error)
+        versions = {answer for answer in answers if not isinstance(answer, ActorGridError)}
+        self._require(len(versions) <= 1, f"one key, asked for {token} {times} times at once: {answers}")
+        for version in versions:
+            return version
+        raise next((error for error in answers if isinstance(error, OutcomeUnknownError)), answers[0])
+
     async def _use_key_again(self, client: Client, rng: random.Random) -> None:
         """The same call under the same key gets the same answer, another call is refused; neither changes anything."""
         actor, key, token, version = rng.choice(self._keyed)
         is_same = rng.randrange(MISUSE_ONE_IN) > 0
         call = f"the key {key} of {actor}.change({token!r}), which made {version}, again for {'the same' if is_same else 'another'} call"
+        ledger = client.with_options(idempotency_key=key).get(Ledger, actor)
         try:
-            answer = await client.with_options(idempotency_key=key).get(Ledger, actor).change(token if is_same else f"{token} again")
+            answer = await ledger.change(token if is_same else f"{token} again")
         except RequestError as error:
             self._require(not is_same, f"{call}: {error}")
         except ActorGridError:

@@ -17,7 +17,8 @@ from xxhash import xxh3_64_intdigest
 from actorgrid import ambient
 from actorgrid.client.map import PartitionMap
 from actorgrid.client.router import Router
-from actorgrid.errors import InvariantViolation
+from actorgrid.errors import InvariantViolation, WriteInDoubtError
+from actorgrid.host.bootstrap import SYSTEM_PARTITION
 from actorgrid.host.manager import Manager
 from actorgrid.host.orders import Orders
 from actorgrid.host.outgoing import OutgoingCalls
@@ -33,7 +34,7 @@ from actorgrid.replication.replica import Role
 from actorgrid.storage import keys
 from actorgrid.storage.store import ACTIVE, ReplicaPointer
 from actorgrid.testing.simulation import SimCluster
-from actorgrid.wire.messages import STATUS_OK
+from actorgrid.wire.messages import decode_error
 from placement import Intent
 from placement.plan import Rule
 
@@ -55,6 +56,14 @@ class Before(NamedTuple):
     committed_lsn: int
     configuration: Configuration
     configuration_lsn: int
+
+
+class Over(NamedTuple):
+    """A turn that is over: its answer, and what must be committed before that is given."""
+
+    lsn: int
+    status: int
+    payload: bytes
 
 
 class PartitionRecord:
@@ -112,7 +121,8 @@ class Judge:
         self.partitions: dict[int, PartitionRecord] = {}
         self.lost_disks: dict[str, list[Any]] = {}
         self._is_in_office = False
-        self._waits_for: dict[Turn, int] = {}  # what must be committed before a turn that is over is answered
+        self._over: dict[Turn, Over] = {}  # turns that are over, and not answered yet
+        self._internal_lsn: dict[int, int] = {}  # by partition, the last change that no call made
         self._intents: dict[str, int] = {}  # by node, as operators were told last
         self._to_be_swapped_s: dict[tuple[str, int], float] = {}  # (node, partition) -> since when a drain says so
 
@@ -123,6 +133,8 @@ class Judge:
             (ReplicaShell, "step", self._watched_step),
             (HostedPartition, "log", self._watched_log),
             (HostedPartition, "answer_read", self._watched_answer_read),
+            (HostedPartition, "open", self._watched_open),
+            (HostedPartition, "log_internal", self._watched_log_internal),
             (Turn, "answer", self._watched_answer),
             (Replicas, "begin", self._watched_begin),
             (Replicas, "drop_replica", self._watched_drop),
@@ -406,38 +418,59 @@ class Judge:
     # -- answers
 
     def _watched_log(self, real: Any) -> Any:
-        def log(partition: HostedPartition, turn: Turn, *rest: Any) -> None:
-            self._waits_for[turn] = partition._next_lsn
-            real(partition, turn, *rest)
+        def log(partition: HostedPartition, turn: Turn, status: int, payload: bytes, changes: Any) -> None:
+            self._over[turn] = Over(partition._next_lsn, status, payload)
+            real(partition, turn, status, payload, changes)
 
         return log
 
     def _watched_answer_read(self, real: Any) -> Any:
-        def answer_read(partition: HostedPartition, turn: Turn, *rest: Any) -> None:
-            self._waits_for[turn] = turn.activation.last_lsn
-            real(partition, turn, *rest)
+        def answer_read(partition: HostedPartition, turn: Turn, status: int, payload: bytes) -> None:
+            self._over[turn] = Over(turn.activation.last_lsn, status, payload)
+            real(partition, turn, status, payload)
 
         return answer_read
 
     def _watched_answer(self, real: Any) -> Any:
         def answer(turn: Turn, status: int, payload: bytes) -> None:
-            lsn = self._waits_for.pop(turn, 0)
-            if status == STATUS_OK:
-                self.guarded(lambda: self._sees_answer(turn, lsn))
+            over = self._over.pop(turn, None)
+            if over is not None:
+                self.guarded(lambda: self._sees_answer(turn, over, status, payload))
             real(turn, status, payload)
 
         return answer
 
-    def _sees_answer(self, turn: Turn, lsn: int) -> None:
+    def _sees_answer(self, turn: Turn, over: Over, status: int, payload: bytes) -> None:
         shell = turn.activation.partition.shell
         record = self.record(shell.partition)
-        self.require(
-            lsn <= record.committed_lsn, "I2", f"{shell.me} answers {turn}, which is of {lsn}, committed is {record.committed_lsn}"
-        )
+        if (status, payload) != (over.status, over.payload):
+            if not turn.method.read:
+                error = decode_error(payload).error
+                self.require(error == WriteInDoubtError.__name__, "I17", f"{shell.me} may have written {turn}, and answers {error}")
+            return
+        is_committed = over.lsn <= record.committed_lsn
+        self.require(is_committed, "I2", f"{shell.me} answers {turn}, which is of {over.lsn}, committed is {record.committed_lsn}")
         if turn.method.read:
             epoch, newest = shell.core.epoch, max(record.primaries, default=0)
             what = f"{shell.me} in epoch {epoch} answers {turn}, and {record.primaries.get(newest)} is primary of {newest}"
             self.require(record.primaries.get(newest) == shell.me, "I8", what)
+
+    def _watched_open(self, real: Any) -> Any:
+        def opened(partition: HostedPartition, epoch: int) -> None:
+            real(partition, epoch)
+            left = [each.address for each in partition.activations.values() if not each.dead]
+            what = f"{partition.shell.me} begins its office in epoch {epoch} with what it had in memory of {left}"
+            self.guarded(lambda: self.require(not left, "I3", what))
+
+        return opened
+
+    def _watched_log_internal(self, real: Any) -> Any:
+        def log_internal(partition: HostedPartition, address: str, changes: Any) -> int:
+            lsn: int = real(partition, address, changes)
+            self._internal_lsn[partition.id] = lsn
+            return lsn
+
+        return log_internal
 
     def _watched_call(self, real: Any) -> Any:
         async def call(calls: OutgoingCalls, turn: Turn, *rest: Any) -> Any:
@@ -512,7 +545,11 @@ class Judge:
                 return await real(manager, verb, arguments)
             node = str(arguments.get("node"))
             self._intents.pop(node, None)  # in doubt until it is answered
+            is_change = verb == "drain" or node in manager._state.intents
             answer = await real(manager, verb, arguments)
+            lsn, committed_lsn = self._internal_lsn.get(SYSTEM_PARTITION, 0), self.record(SYSTEM_PARTITION).committed_lsn
+            what = f"{verb} of {node} is answered, logged at {lsn}, committed is {committed_lsn}"
+            self.guarded(lambda: self.require(lsn <= committed_lsn or not is_change, "drains", what))
             record = manager._state.intents.get(node)
             if verb == "undrain":
                 self.guarded(lambda: self.require(record is None, "drains", f"the drain of {node} was taken back, and is {record}"))

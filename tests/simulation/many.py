@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 
 from tests.simulation import plan as plans
 from tests.simulation.run import Result, run
 
 CHUNK = 4
-TASKS_PER_PROCESS = 50
+CHUNKS_PER_PROCESS = 12
 
 
-def run_seed(seed: int) -> Result:
-    """One seed, in a process of the pool."""
-    return run(plans.draw(seed), keep_tail=False)
+def run_seeds(seeds: tuple[int, ...]) -> list[Result]:
+    """Some seeds, in a process of the pool."""
+    return [run(plans.draw(seed), keep_tail=False) for seed in seeds]
 
 
 def results_of(seeds: Iterable[int], processes: int) -> Iterator[Result]:
-    """Results as they come. Each process ends after some runs, so that nothing can pile up."""
+    """Results as they come. Of `seeds` no more is taken than what runs next; each process ends after some, so that nothing can pile up."""
     if processes <= 1:
-        yield from map(run_seed, seeds)
+        for seed in seeds:
+            yield from run_seeds((seed,))
         return
-    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=TASKS_PER_PROCESS) as pool:
-        yield from pool.imap_unordered(run_seed, seeds, chunksize=CHUNK)
+    left = iter(seeds)
+    waiting: set[Future[list[Result]]] = set()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, max_tasks_per_child=CHUNKS_PER_PROCESS) as pool:
+        while True:
+            while len(waiting) <= processes and (chunk := tuple(itertools.islice(left, CHUNK))):
+                waiting.add(pool.submit(run_seeds, chunk))
+            if not waiting:
+                return
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield from future.result()

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import actorgrid.client.caller as client_caller
-import actorgrid.host.host as host_module
 import actorgrid.host.partition as partition_module
 import actorgrid.host.replica_shell as shell_module
 import actorgrid.replication.sessions as sessions_module
@@ -40,12 +39,13 @@ from actorgrid.host.reports import Overview
 from actorgrid.host.turn import Turn
 from actorgrid.replication import events as ev
 from actorgrid.replication.configuration import Member
-from actorgrid.replication.sessions import Decision, Session, SessionTable
+from actorgrid.replication.sessions import Session, SessionTable
 from actorgrid.storage import keys
 from actorgrid.storage.copy import CopySource
 from actorgrid.storage.log import ReplicaLog
 from actorgrid.storage.replica_store import ReplicaStore
 from actorgrid.storage.store import Store
+from actorgrid.testing.simulation.loop import SimLoop
 from placement.observation import PartitionView
 from placement.plan import Remove
 from placement.repair import next_step
@@ -55,6 +55,8 @@ from tests.simulation.run import run
 
 #: A run that takes longer is one that does not end.
 CPU_S_MAX: Final = 60.0
+#: One that then does not come to its next event within so long is torn out of what it does.
+STUCK_CPU_S: Final = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,13 +148,11 @@ _CORES: Final[tuple[tuple[type, str], ...]] = (
     (bugs.NoEpochCheckOfAppends, "I7"),
     (bugs.TruncatesWithoutLooking, "I3"),
     (bugs.PromotesBeforeItHasCaughtUp, "I13"),
-    (bugs.LeaseCountedFromReceipt, "I8"),
 )
 
 
 def _core_patches(core: type) -> Callable[[], list[Patch]]:
-    module = host_module if issubclass(core, bugs.Liveness) else shell_module
-    return lambda: [Patch(module, core.__mro__[1].__name__, core)]
+    return lambda: [Patch(shell_module, "Replica", core)]
 
 
 def _name_of(core: type) -> str:
@@ -360,12 +360,6 @@ def nested_answers_are_not_kept() -> list[Patch]:
 
 
 @_add("sessions", "I10")
-def every_request_is_new() -> list[Patch]:
-    """A request without a record is executed, also if its client has said that it has the answer."""
-    return [Patch(Session, "decide", lambda self, key, lowest, lowest_anywhere, since_lsn: Decision.NEW)]
-
-
-@_add("sessions", "I10")
 def retry_beside_the_first_try() -> list[Patch]:
     """A retry that comes while the first try is under way is executed too."""
     real = Admission._answered_by_session
@@ -388,6 +382,18 @@ def lowest_unanswered_is_freed_too() -> list[Patch]:
     """The answer to the oldest call that its client still waits for is forgotten."""
     real = sessions_module._free_below
     return [Patch(sessions_module, "_free_below", lambda session, lowest, lowest_anywhere: real(session, lowest + 1, lowest_anywhere + 1))]
+
+
+@_add("sessions", "I10")
+def key_beside_the_first_try() -> list[Patch]:
+    """A call with a key that is under way is executed beside the first one."""
+    real = Admission._answered_by_key
+
+    def answered(self: Admission, *call: Any) -> bool:
+        self._keys_running.clear()
+        return real(self, *call)
+
+    return [Patch(Admission, "_answered_by_key", answered)]
 
 
 @_add("sessions", "I10")
@@ -724,23 +730,32 @@ def try_seeds(name: str, seeds: Sequence[int], cpu_s_max: float = CPU_S_MAX) -> 
 
 def broken_by(mutant: Mutant, seed: int, cpu_s_max: float = CPU_S_MAX) -> str:
     """What `seed` finds broken while `mutant` is switched on, in one line; empty: nothing."""
+    alarms = itertools.count()
 
-    def ended(*_: object) -> None:
+    def end(*_: object) -> None:
         raise DoesNotEnd
 
-    usual = signal.signal(signal.SIGPROF, ended)
-    signal.setitimer(signal.ITIMER_PROF, cpu_s_max, 1.0)  # again and again: what is raised may be lost in a destructor
-    try:
-        with mutant.on():
+    def too_late(*_: object) -> None:
+        if next(alarms):
+            end()  # it does not come to its next event: anywhere, then, though a destructor may swallow it
+        undo.enter_context(_put(Patch(SimLoop, "_run_once", end)))
+
+    with contextlib.ExitStack() as undo:
+        undo.callback(signal.signal, signal.SIGPROF, signal.signal(signal.SIGPROF, too_late))
+        undo.callback(signal.setitimer, signal.ITIMER_PROF, 0)
+        undo.enter_context(mutant.on())
+        signal.setitimer(signal.ITIMER_PROF, cpu_s_max, STUCK_CPU_S)
+        try:
             return first_line_of(run(plans.draw(seed), keep_tail=False).broken)
-    except DoesNotEnd:
-        return f"does not end within {cpu_s_max:g} s"
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, usual)
+        except DoesNotEnd:
+            return f"does not end within {cpu_s_max:g} s"
 
 
 def first_line_of(broken: str) -> str:
-    """What says most: the first line, of a traceback the last."""
+    """What says most: the first line; of what a host died of, the error."""
     lines = broken.strip().splitlines() or [""]
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    if lines[0].startswith("Traceback"):
+        return lines[-1]
+    if "Traceback (most recent call last):" in lines[1:2]:
+        return f"{lines[0]}: {next((line for line in lines[2:] if line[:1].strip()), '')}"
+    return lines[0]

@@ -47,6 +47,12 @@ KNOBS: Final[tuple[tuple[str, float, float], ...]] = (
     ("actorgrid.replication.feeding.WINDOW_ENTRIES", 16, 32_768),
     ("actorgrid.replication.membership.PROMOTE_LAG_ENTRIES", 1, 512),
 )
+#: What `tests.simulation.deeds.Deeds` can do.
+VERBS: Final = (
+    "kill", "start", "stop", "pause", "resume", "lose-power", "kill-client", "cut", "isolate", "leave-alone", "heal", "traffic", "disk-eio",
+    "disk-enospc", "disk-stall", "disk-slow", "disk-heal", "disk-wipe", "disk-flip", "disk-flip-log", "disk-image", "disk-old", "disk-swap",
+    "date", "drain", "undrain", "add-host", "rebalance", "freeze", "unfreeze",
+)  # fmt: skip
 TICKS: Final = ("actorgrid.host.host.TICK_S", "actorgrid.host.host.REPAIR_TICK_S", "actorgrid.host.manager.TICK_LEAST_S")
 
 
@@ -121,7 +127,7 @@ def parse(text: str) -> Plan:
                     plan = dataclasses.replace(plan, zones=tuple(values))
                 case ["knob", name, value] if name in [known for known, _, _ in KNOBS]:
                     plan = dataclasses.replace(plan, knobs=(*plan.knobs, (name, float(value))))
-                case ["at", at, verb, *arguments]:
+                case ["at", at, verb, *arguments] if verb in VERBS:
                     plan = dataclasses.replace(plan, steps=(*plan.steps, Step(float(at), verb, tuple(arguments))))
                 case ["calm", value]:
                     plan = dataclasses.replace(plan, calm_s=float(value))
@@ -150,7 +156,7 @@ class _Draw:
         self.host_count = rng.choice((3, 3, 3, 3, 4, 5))
         self.hosts = [f"host-{number}" for number in range(1, self.host_count + 1)]
         self.clients = rng.randint(1, 3)
-        self.calm_s = rng.choice((10.0, 30.0, 60.0, 120.0)) * rng.uniform(0.5, 1.0)
+        self.calm_s = round(rng.choice((10.0, 30.0, 60.0, 120.0)) * rng.uniform(0.5, 1.0), 3)
         self.steps: list[Step] = []
         self.added = 0
 
