@@ -61,8 +61,8 @@ def _one(plan: plans.Plan, options: argparse.Namespace) -> int:
 
 def _line(result: Result) -> str:
     return (
-        f"seed {result.seed}: {'BROKEN' if result.broken else 'kept'}, {result.simulated_s:.1f} s simulated in {result.cpu_s:.2f} s of one core, "
-        f"{result.events:,} events, {result.counts['calls answered']:,} calls, {result.counts['commits']:,} commits, "
+        f"seed {result.seed}: {'BROKEN' if result.broken else 'kept'}, {result.simulated_s:.1f} s simulated in {result.cpu_s:.2f} s "
+        f"of one core, {result.events:,} events, {result.counts['calls answered']:,} calls, {result.counts['commits']:,} commits, "
         f"{result.counts['elections']} elections"
     )
 

@@ -12,7 +12,6 @@ from typing import Any
 from actorgrid import ambient
 from actorgrid.client.admin import ask
 from actorgrid.errors import ActorGridError
-from actorgrid.replication.replica import Role
 from actorgrid.settings import WireSettings
 from actorgrid.testing.simulation import SimCluster
 from actorgrid.testing.simulation.cluster import CLUSTER_ID

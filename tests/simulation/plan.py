@@ -32,6 +32,7 @@ KNOBS: Final[tuple[tuple[str, float, float], ...]] = (
     ("client.timeout_s", 3.0, 30.0),
     ("client.retry_max_s", 0.05, 0.5),
     ("client.session_window", 16, 4096),
+    ("times", 0.7, 2.5),  # a factor for beats, leases, election timeouts and the patience with silent peers
     ("actorgrid.host.commit.APPLY_DELAY_S", 0.05, 2.0),
     ("actorgrid.host.host.TICK_S", 0.02, 0.2),
     ("actorgrid.host.host.REPAIR_TICK_S", 0.05, 0.5),
@@ -53,7 +54,7 @@ VERBS: Final = (
     "disk-enospc", "disk-stall", "disk-slow", "disk-heal", "disk-wipe", "disk-flip", "disk-flip-log", "disk-image", "disk-old", "disk-swap",
     "date", "drain", "undrain", "add-host", "rebalance", "freeze", "unfreeze",
 )  # fmt: skip
-TICKS: Final = ("actorgrid.host.host.TICK_S", "actorgrid.host.host.REPAIR_TICK_S", "actorgrid.host.manager.TICK_LEAST_S")
+TICKS: Final = ("times", "actorgrid.host.host.TICK_S", "actorgrid.host.host.REPAIR_TICK_S", "actorgrid.host.manager.TICK_LEAST_S")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from actorgrid.errors import StorageError
+from actorgrid.host import host, peers
+from actorgrid.replication.liveness import Times
 from actorgrid.settings import ClientSettings, HostSettings
 from actorgrid.testing.simulation import SimCluster, SimulationError
 from tests.faults import checkers
@@ -48,6 +50,20 @@ class Result:
 
 
 @contextlib.contextmanager
+def slower_times(factor: float) -> Iterator[None]:
+    """All times of leases and elections, longer by `factor`: their order stays."""
+    usual = Times()
+    names = ("beat_ns", "support_ns", "election_low_ns", "election_high_ns", "stagger_ns", "resend_ns", "swap_ns")
+    changed = Times(**{name: int(getattr(usual, name) * factor) for name in names})
+    silence_s = peers.SILENCE_S
+    host.Times, peers.SILENCE_S = lambda: changed, silence_s * factor  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        host.Times, peers.SILENCE_S = Times, silence_s  # type: ignore[misc]
+
+
+@contextlib.contextmanager
 def knobs_of(plan: Plan) -> Iterator[tuple[HostSettings, ClientSettings]]:
     """Settings and constants as the plan has them."""
     settings: dict[str, Any] = {}
@@ -55,6 +71,9 @@ def knobs_of(plan: Plan) -> Iterator[tuple[HostSettings, ClientSettings]]:
     undo = contextlib.ExitStack()
     for name, value in plan.knobs:
         head, _, last = name.rpartition(".")
+        if name == "times":
+            undo.enter_context(slower_times(value))
+            continue
         if head in ("setting", "client"):
             kind = HostSettings if head == "setting" else ClientSettings
             (settings if head == "setting" else client)[last] = type(kind.__dataclass_fields__[last].default)(value)
@@ -91,10 +110,10 @@ def run(plan: Plan, *, logs: int = logging.WARNING, keep_tail: bool = True) -> R
                 _Run(cluster, plan, judge).whole()
             except SimulationError as error:
                 broken = str(error)
-            except Exception:  # noqa: BLE001 - whatever the grid raises here is a finding
+            except Exception:
                 broken = traceback.format_exc()
-        for host in cluster.hosts.values():
-            cluster.world.counts.update({f"disk: {name}": count for name, count in host.disk.counts.items()})
+        for each in cluster.hosts.values():
+            cluster.world.counts.update({f"disk: {name}": count for name, count in each.disk.counts.items()})
     world = cluster.world
     return Result(
         plan.seed,
@@ -184,10 +203,10 @@ class _Run:
 
     def _replicas_are_equal(self) -> bool:
         found: dict[int, list[tuple[int, str]]] = {}
-        for host in self.cluster.hosts.values():
-            if host.host is not None:
+        for each in self.cluster.hosts.values():
+            if each.host is not None:
                 try:
-                    rows = host.host.digests()
+                    rows = each.host.digests()
                 except StorageError:  # damage that nobody had read until now: the host ends, and what it had is built anew
                     return False
                 for row in rows:

@@ -1,7 +1,7 @@
 """Make a failing plan small: ``python -m tests.simulation.shrink --seed 17 > small.plan`` or ``--plan FILE``.
 
-Steps are left out, first many at a time, then one by one, as long as the run still breaks the same promise; then knobs, clocks, zones, hosts
-and callers. What is left is usually short enough to be read.
+Steps are left out, first many at a time, then one by one, as long as the run still breaks the same promise; then knobs, clocks, zones and
+callers. What is left is usually short enough to be read.
 """
 
 from __future__ import annotations
