@@ -430,7 +430,7 @@ class Host:
         every_s = SWEEP_EVERY_S if not self.residents.over_limit else SWEEP_OVER_LIMIT_S
         self._timers["sweep"] = self._loop.call_later(every_s, self._sweep)
         self.residents.sweep(ambient.monotonic())
-        for report in self.runner.report_stuck():
+        for report in self.runner.report_stuck_anew():
             logger.warning("turn waits method=%(method)s actor=%(actor)s for_s=%(waiting_s)s", report)
         while len(self.watermarks) > WATERMARKS_MAX:
             del self.watermarks[next(iter(self.watermarks))]

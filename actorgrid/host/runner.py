@@ -151,6 +151,7 @@ class Runner:
         self.admitted_bytes = 0
         self.uncommitted = 0  #: turns that are over and wait for their commit; they count for the same bound
         self.suspended: dict[Turn, int] = {}  #: turns that wait for something, with the time they began to (monotonic ns)
+        self._stuck_logged: dict[Turn, int] = {}  # how long it had waited when that was logged
         self.turns_total = 0
         self.turns_failed = 0
         self.turns_cancelled = 0
@@ -432,18 +433,30 @@ class Runner:
             self.admitted_bytes -= turn.args_bytes
 
     def report_stuck(self) -> list[dict[str, Any]]:
-        """Turns that have waited longer than ``turn_stuck_report_s``: for the status, and logged once each time it is called."""
+        """Turns that have waited longer than ``turn_stuck_report_s``."""
         now_ns = ambient.monotonic_ns()
         limit_ns = int(self._settings.turn_stuck_report_s * 1e9)
-        return [
-            {
-                "method": turn.method.qualified_name,
-                "actor": show_address(turn.activation.address),
-                "waiting_s": round((now_ns - since) / 1e9, 1),
-            }
-            for turn, since in self.suspended.items()
-            if now_ns - since > limit_ns
-        ]
+        return [_stuck(turn, now_ns - since) for turn, since in self.suspended.items() if now_ns - since > limit_ns]
+
+    def report_stuck_anew(self) -> list[dict[str, Any]]:
+        """Those of them that are to be logged: each once, and again whenever it has waited twice as long."""
+        now_ns, limit_ns, logged = ambient.monotonic_ns(), int(self._settings.turn_stuck_report_s * 1e9), self._stuck_logged
+        self._stuck_logged = {turn: waited_ns for turn, waited_ns in logged.items() if turn in self.suspended}
+        found = []
+        for turn, since in self.suspended.items():
+            waited_ns = now_ns - since
+            if waited_ns > max(limit_ns, 2 * self._stuck_logged.get(turn, 0)):
+                self._stuck_logged[turn] = waited_ns
+                found.append(_stuck(turn, waited_ns))
+        return found
+
+
+def _stuck(turn: Turn, waited_ns: int) -> dict[str, Any]:
+    return {
+        "method": turn.method.qualified_name,
+        "actor": show_address(turn.activation.address),
+        "waiting_s": round(waited_ns / 1e9, 1),
+    }
 
 
 class _Rest:

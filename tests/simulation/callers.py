@@ -30,6 +30,9 @@ PEACE_S = 10.0
 REMEMBERED = 8
 #: A key that was used is used again with this probability before a call, and for another call in one of so many cases.
 KEY_AGAIN = 0.04
+#: All connections of the client break while a call is under way, with this probability and within so long: its retry meets the first try.
+TORN = 0.015
+TORN_WITHIN_S = 0.006
 MISUSE_ONE_IN = 4
 
 
@@ -101,6 +104,8 @@ class Callers:
             if self._keyed and rng.random() < KEY_AGAIN:
                 await self._use_key_again(view, rng)
             self.under_way[caller] = record
+            if rng.random() < TORN and self.cluster.now_s < self._calm_s:
+                asyncio.get_running_loop().call_later(rng.random() * TORN_WITHIN_S, self._tear, self.clients[name.partition(".")[0]])
             await self._make(
                 view.with_options(idempotency_key=key) if key else view, record, is_twice=key is not None and rng.random() < 0.5
             )
@@ -113,6 +118,16 @@ class Callers:
             self.answered[name] += record.outcome == "ok"
             life += record.outcome == "unknown"
         self.alive.pop(name, None)
+
+    @property
+    def _calm_s(self) -> float:
+        """From then on nothing fails any more."""
+        return self._began_s + self._plan.calm_s
+
+    def _tear(self, client: SimClient) -> None:
+        for transport in list(client.process.loop.transports):
+            transport.abort()
+            self.cluster.world.counts["connections torn under a call"] += 1
 
     async def _rest(self, seconds: float) -> None:
         while seconds > 0 and not (self.is_over or self.may_not_rest):
@@ -160,7 +175,7 @@ class Callers:
         except ActorGridError as error:
             record.outcome = outcome_of(error)
             record.error = f"{type(error).__name__}: {error}"[:300]
-            waited_s = self.cluster.now_s - max(began_s, self._began_s + self._plan.calm_s)
+            waited_s = self.cluster.now_s - max(began_s, self._calm_s)
             is_late = isinstance(error, DeadlineExceededError) and waited_s > PEACE_S
             self._require(not is_late, f"nothing has failed for {waited_s:.1f} s, and {record} was not answered")
         if record.outcome != "unknown":

@@ -600,25 +600,6 @@ def removes_before_the_successor_votes() -> list[Patch]:
     return [Patch(planner, "next_step", step)]
 
 
-@_add("placement", "I14")
-def removes_whoever_is_needed() -> list[Patch]:
-    """Nobody asks whether those who stay have everything when a replica is removed."""
-
-    def remove(ledger: Any, partition: PartitionView, voters: list[Any], victim: Any) -> Any:
-        real_is_in_sync = [replica for replica in voters if replica is not victim]
-        if victim.host == partition.primary or not real_is_in_sync:
-            return repair._swap(ledger, partition, "it goes")
-        return Remove(partition.id, partition.version, victim.host, victim.incarnation, "it goes")
-
-    def order(self: Orders, partition: HostedPartition, member: Member) -> Any:
-        before = partition.replica.configuration
-        if member not in before.members or member == partition.shell.me:
-            raise ReconfigurationPendingError(f"{member} cannot be removed")
-        return self._change(partition, before.without(member))
-
-    return [Patch(repair, "_remove", remove), Patch(Orders, "_remove", order)]
-
-
 @_add("placement", "I6")
 def drops_a_member() -> list[Patch]:
     """The data of a replica that is being built are dropped, since it does not vote."""

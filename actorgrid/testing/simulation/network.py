@@ -355,11 +355,10 @@ class Network:
             self.world.counts["connections broken"] += 1
             what = RESET
         pieces = [what]
-        if type(what) is bytes:
-            if traffic.split and len(what) > 1 and self._rng.random() < traffic.split:
-                middle = self._rng.randrange(1, len(what))
-                pieces = [what[:middle], what[middle:]]
-                self.world.counts["frames torn in two"] += 1
+        if type(what) is bytes and traffic.split and len(what) > 1 and self._rng.random() < traffic.split:
+            middle = self._rng.randrange(1, len(what))
+            pieces = [what[:middle], what[middle:]]
+            self.world.counts["frames torn in two"] += 1
         for piece in pieces:
             when_ns = max(pipe.last_ns, self.world.now_ns + int(self._latency_s(pipe.link) * 1e9))
             pipe.last_ns = when_ns
