@@ -464,10 +464,6 @@ class Manager:
         wanted = _intent(arguments)
         if arguments.get("estimate"):
             return self._estimate(observation, node, wanted)
-        known = self._state.intents.get(node)
-        if known is not None and wanted < known.intent:
-            have = Intent(known.intent).name.lower()
-            raise RequestError(f"node {node} has the intent {have} already, and intents only rise: take it back first (undrain)")
         deadline_s = arguments.get("deadline_s", 0)
         if not isinstance(deadline_s, int | float) or not 0 <= deadline_s <= DEADLINE_MAX_S:
             raise RequestError(f"deadline_s must be seconds from 0 to {DEADLINE_MAX_S:.0f}, got {deadline_s!r:.100}")
@@ -477,6 +473,9 @@ class Manager:
         def with_intent(state: PlacementState) -> PlacementState:
             number = state.last_number + 1
             before = state.intents.get(node)
+            if before is not None and wanted < before.intent:
+                have = Intent(before.intent).name.lower()
+                raise RequestError(f"node {node} has the intent {have} already, and intents only rise: take it back first (undrain)")
             kept = 0
             if before is not None and by:
                 if not before.by and before.intent >= wanted:
@@ -492,9 +491,8 @@ class Manager:
 
     async def _undrain(self, observation: Observation, arguments: dict[str, Any]) -> dict[str, Any]:
         node = self._node(observation, arguments)
-        if node in self._state.intents:
-            await self._take_back(node)
-            self._look_again()
+        await self._take_back(node)
+        self._look_again()
         return {"node": node, "intent": "none"}
 
     async def _take_back(self, node: str, *, keeps: bool = False) -> None:
@@ -507,8 +505,10 @@ class Manager:
                 intents[node] = IntentRecord(record.kept, record.number)
             return msgspec.structs.replace(state, intents=intents)
 
+        had = node in self._logged.intents
         await self._change(without_intent)
-        logger.info("intent taken back node=%s", node)
+        if had:
+            logger.info("intent taken back node=%s", node)
 
     async def _welcome_back(self, overview: Overview) -> None:
         """A host that left to be restarted, and that reports again as one that stays, wants nothing any more."""
@@ -688,8 +688,10 @@ class Manager:
             if system.replica.epoch != self._epoch:  # another one has been in office meanwhile, and has changed things
                 raise HostUnavailableError("the placement manager has just taken office", retry_after_s=TICK_S)
             epoch = self._epoch
-            # What was logged and not committed in time may be committed yet: the next change goes on from there.
+            # What was logged and not committed in time may be committed yet: the next change goes on from there, and so does an answer.
             state = change(self._logged)
+            if state == self._state and self._logged is self._state:
+                return
             stored = _encode(state)  # what cannot be stored is not built upon
             self._logged = state
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -263,12 +263,13 @@ class Deeds:
         if first is None or second is None or first.is_up or second.is_up:
             return False
         pair = (min(name, other), max(name, other))
-        if any(each in known and known != pair for known in self.swapped for each in pair):
+        is_back = pair in self.swapped
+        if not is_back and (self.damaged or self.swapped):
             return False
         images = first.disk.image(), second.disk.image()
         first.disk.put_back(images[1])
         second.disk.put_back(images[0])
-        if pair in self.swapped:
+        if is_back:
             del self.swapped[pair]
         else:
             self.swapped[pair] = None

@@ -75,15 +75,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     began_s = time.monotonic()
     hunts = [Hunt(MUTANTS[name], options.first_seed) for name in options.only]
+    ended: list[dict[str, object]] = []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("mutants", total=len(hunts))
         for hunt in _hunted(hunts, options.first_seed + options.seeds_max, options.processes):
             progress.update(bar, advance=1, description=hunt.mutant.name)
+            ended.append(_row(hunt, options.first_seed))
+            if not console.is_terminal:
+                print(f"{hunt.mutant.name}: {_needed(hunt, options.first_seed) or '-'}", file=sys.stderr, flush=True)
+            if options.json is not None:  # after each: a hunt is long, and may be ended before
+                options.json.write_text(json.dumps(ended, indent=1) + "\n")
     _report(hunts, options.first_seed, time.monotonic() - began_s)
-    if options.json is not None:
-        options.json.write_text(json.dumps([_row(hunt, options.first_seed) for hunt in hunts], indent=1) + "\n")
     return 0 if all(hunt.caught for hunt in hunts) else 1
 
 

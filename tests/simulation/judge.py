@@ -124,6 +124,7 @@ class Judge:
         self._over: dict[Turn, Over] = {}  # turns that are over, and not answered yet
         self._internal_lsn: dict[int, int] = {}  # by partition, the last change that no call made
         self._intents: dict[str, int] = {}  # by node, as operators were told last
+        self._asked: dict[str, int] = {}  # how often something was asked for a node
         self._to_be_swapped_s: dict[tuple[str, int], float] = {}  # (node, partition) -> since when a drain says so
 
     @contextlib.contextmanager
@@ -544,14 +545,20 @@ class Judge:
             if verb not in ("drain", "undrain") or arguments.get("estimate"):
                 return await real(manager, verb, arguments)
             node = str(arguments.get("node"))
-            self._intents.pop(node, None)  # in doubt until it is answered
+            self._intents.pop(node, None)  # in doubt until it is answered, and nothing else was asked for since
+            number = self._asked[node] = self._asked.get(node, 0) + 1
             is_change = verb == "drain" or node in manager._state.intents
             answer = await real(manager, verb, arguments)
+            if self._asked[node] != number:
+                return answer
             lsn, committed_lsn = self._internal_lsn.get(SYSTEM_PARTITION, 0), self.record(SYSTEM_PARTITION).committed_lsn
             what = f"{verb} of {node} is answered, logged at {lsn}, committed is {committed_lsn}"
             self.guarded(lambda: self.require(lsn <= committed_lsn or not is_change, "drains", what))
             record = manager._state.intents.get(node)
             if verb == "undrain":
+                pending = manager._logged.intents.get(node)
+                what = f"the drain of {node} was taken back, and {pending} is logged"
+                self.guarded(lambda: self.require(pending is None, "drains", what))
                 self.guarded(lambda: self.require(record is None, "drains", f"the drain of {node} was taken back, and is {record}"))
             elif not arguments.get("by"):
                 wanted = Intent[str(arguments["intent"]).upper()]

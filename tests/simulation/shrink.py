@@ -7,6 +7,7 @@ callers. What is left is usually short enough to be read.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.simulation import plan as plans
-from tests.simulation.mutants import switched_on
+from tests.simulation.mutants import MUTANTS
 from tests.simulation.plan import Plan
 from tests.simulation.run import run
 
@@ -29,11 +30,11 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seed", type=int)
     what.add_argument("--plan", type=Path)
-    parser.add_argument("--mutant", default="", help="with this bug switched on, see mutants.py")
+    parser.add_argument("--mutant", default="", choices=["", *MUTANTS], metavar="NAME", help="with this bug switched on, see mutants.py")
     options = parser.parse_args()
     plan = plans.load(options.plan) if options.plan is not None else plans.draw(options.seed)
     console = Console(stderr=True)
-    with switched_on(options.mutant):
+    with MUTANTS[options.mutant].on() if options.mutant else contextlib.nullcontext():
         broken = run(plan).broken
         if not broken:
             console.print("the plan breaks nothing")

@@ -10,12 +10,12 @@ from tests.simulation.mutants import MUTANTS, broken_by, first_line_of
 #: From every area one or two that are found early: (mutant, seed, what is said of it). After a change of plans or callers others may be
 #: the first; the hunt tells.
 KNOWN = (
-    ("votes-without-comparing-logs", 1, "I3"),
+    ("commits-with-one-less", 1, "I2"),
     ("sync-is-reported-when-it-begins", 1, "I1"),
     ("key-is-not-remembered", 1, "the key"),
-    ("raising-turn-keeps-its-changes", 1, "money"),
-    ("lowest-passes-what-is-unanswered", 1, "SessionExpiredError"),
-    ("drain-leaves-primaries", 2, "drains"),
+    ("answer-before-commit", 1, "I2"),
+    ("older-map-overrides-the-newer", 1, "maps"),
+    ("wrong-host-is-forgotten", 1, "roster"),
 )
 
 
