@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,8 @@ CHUNKS_PER_PROCESS = 12
 
 
 def run_seeds(seeds: tuple[int, ...]) -> list[Result]:
-    """Some seeds, in a process of the pool."""
+    """Some seeds, in a process of the pool. What they leave goes with the process: to collect it would take an eighth of the time."""
+    gc.disable()
     return [run(plans.draw(seed), keep_tail=False) for seed in seeds]
 
 

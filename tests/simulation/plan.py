@@ -34,8 +34,8 @@ KNOBS: Final[tuple[tuple[str, float, float], ...]] = (
     ("client.session_window", 16, 4096),
     ("times", 0.7, 2.5),  # a factor for beats, leases, election timeouts and the patience with silent peers
     ("actorgrid.host.commit.APPLY_DELAY_S", 0.05, 2.0),
-    ("actorgrid.host.host.TICK_S", 0.02, 0.2),
-    ("actorgrid.host.host.REPAIR_TICK_S", 0.05, 0.5),
+    ("actorgrid.host.host.TICK_S", 0.04, 0.25),
+    ("actorgrid.host.host.REPAIR_TICK_S", 0.1, 0.6),
     ("actorgrid.host.manager.TICK_S", 0.1, 1.0),
     ("actorgrid.host.manager.TICK_LEAST_S", 0.05, 0.5),
     ("actorgrid.storage.log.LOG_TAIL_BYTES_MAX", 1024, 1 << 20),
@@ -157,7 +157,7 @@ class _Draw:
         self.host_count = rng.choice((3, 3, 3, 3, 4, 5))
         self.hosts = [f"host-{number}" for number in range(1, self.host_count + 1)]
         self.clients = rng.randint(1, 3)
-        self.calm_s = round(rng.choice((10.0, 30.0, 60.0, 120.0)) * rng.uniform(0.5, 1.0), 3)
+        self.calm_s = round(rng.choice((15.0, 60.0, 120.0, 240.0)) * rng.uniform(0.5, 1.0), 3)
         self.steps: list[Step] = []
         self.added = 0
 
@@ -166,7 +166,7 @@ class _Draw:
         kinds = list(EPISODES)
         # Few kinds a run, each with its own weight: what goes wrong together differs from run to run.
         favoured = rng.sample(kinds, rng.randint(1, 5))
-        gap_s = rng.choice((1.0, 3.0, 8.0))
+        gap_s = rng.choice((1.0, 3.0, 8.0, 20.0))
         at_s = rng.uniform(0.0, 1.0)
         while at_s < self.calm_s:
             getattr(self, "_" + rng.choice(favoured))(at_s)
@@ -249,11 +249,21 @@ class _Draw:
 
     def _cut(self, at_s: float) -> None:
         rng, until = self.rng, self._until(at_s)
-        match rng.choice(("one", "alone", "alone", "one way", "halves", "pair", "clients")):
+        match rng.choice(("one", "alone", "alone", "one way", "halves", "pair", "clients", "deposed", "deposed")):
             case "one" | "alone" as kind:
                 host = self._host()
                 self._at(at_s, "isolate" if kind == "one" else "leave-alone", host)
                 self._at(until, "heal", host)
+            case "deposed":
+                # It hears the others and is heard by none but those clients that hear nobody else: a primary that does not know its successor.
+                host, others = self._host(), [each for each in self.hosts]
+                others.remove(host)
+                client = f"client-{rng.randint(1, self.clients)}"
+                for each in others:
+                    self._at(at_s, "cut", host, each)
+                    self._at(at_s, "cut", each, client)
+                    self._at(until, "heal", host, each)
+                    self._at(until, "heal", each, client)
             case "one way":
                 a, b = rng.sample(self.hosts, 2)
                 self._at(at_s, "cut", a, b)

@@ -1,6 +1,7 @@
 """Turns that wait are logged, and do not fill the log."""
 
 import asyncio
+import itertools
 
 from actorgrid import grid
 from actorgrid.settings import HostSettings
@@ -19,4 +20,4 @@ def test_a_turn_that_waits_is_logged_again_when_it_has_waited_twice_as_long(capl
         test_grid.call(Waiter.wait, "a", 0.5)
     waited_s = [float(record.message.split("for_s=")[1]) for record in caplog.records if record.message.startswith("turn waits")]
     assert 4 <= len(waited_s) <= 5, waited_s
-    assert all(later >= 2 * earlier for earlier, later in zip(waited_s, waited_s[1:], strict=False))
+    assert all(later >= 2 * earlier for earlier, later in itertools.pairwise(waited_s))

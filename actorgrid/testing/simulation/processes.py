@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 #: A supervisor sees within so long that a process has ended.
 NOTICED_S: Final = 0.03
+ANSWERED_S: Final = 0.05
 OFFLOADED_S: Final = 0.005
 
 
@@ -101,8 +102,11 @@ class SimSupervisor:
         self._cluster = cluster
 
     async def is_dead(self, host: str, process_id: str) -> bool:
-        """See `supervision.Supervisor`."""
-        return self._cluster.is_known_dead(process_id)
+        """See `supervision.Supervisor`. What is not known is asked again and again, so the answer takes its time."""
+        known = self._cluster.is_known_dead(process_id)
+        if not known:
+            await asyncio.sleep(ANSWERED_S)
+        return known
 
     def close(self) -> None:
         """There is nothing to close."""
