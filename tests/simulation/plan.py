@@ -255,8 +255,8 @@ class _Draw:
                 self._at(at_s, "isolate" if kind == "one" else "leave-alone", host)
                 self._at(until, "heal", host)
             case "deposed":
-                # It hears the others and is heard by none but those clients that hear nobody else: a primary that does not know its successor.
-                host, others = self._host(), [each for each in self.hosts]
+                # It hears the others and is heard only by a client that hears nobody else: a primary that knows no successor, and a caller.
+                host, others = self._host(), list(self.hosts)
                 others.remove(host)
                 client = f"client-{rng.randint(1, self.clients)}"
                 for each in others:
