@@ -1,8 +1,9 @@
 """What comes from outside of the program and differs from run to run: time and chance.
 
-Everything that looks at a clock or draws lots goes through here, so that `actorgrid.testing.simulation` can put a virtual world in the
-place of the real one: then the same seed gives the same run. Call the functions through the module (``ambient.monotonic_ns()``), never by
-a name that was imported: it would go on meaning the real one. Loops have their own clock (``loop.time()``), which a simulation provides.
+Hosts and clients look at clocks and draw lots through here, so that `actorgrid.testing.simulation` can put a virtual world in the place of
+the real one: then the same seed gives the same run. Call the five functions that `replaced_by` replaces through the module
+(``ambient.monotonic_ns()``), never by a name that was imported: it would go on meaning the real one. Loops have their own clock
+(``loop.time()``), which a simulation provides.
 """
 
 from __future__ import annotations

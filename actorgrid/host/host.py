@@ -122,7 +122,7 @@ class Host:
         self._offloader: Offloader = offloader or ProcessOffloader(config.app_path)
         self._supervisor: Supervisor = supervisor or (LocalSupervisor() if config.watches_processes else BlindSupervisor())
         self._home = home or StoreHome(config.data_dir)
-        self._given_watchdog = watchdog
+        self._watchdog = watchdog or Watchdog(config.settings.loop_block_report_s, config.settings.loop_block_limit_s)
         self._http: HttpServer | None = None
         self._rng = ambient.new_random()  # election timeouts
         self._incarnation = 0
@@ -157,7 +157,6 @@ class Host:
         try:
             self._incarnation = store.next_incarnation()
             store.sync_now()
-            self._watchdog = self._given_watchdog or Watchdog(settings.loop_block_report_s, settings.loop_block_limit_s)
             self.runner = Runner(loop, settings, config.wire, self._watchdog)
             self.residents = Residents(settings)
             self.liveness = Liveness(config.name, self._incarnation, ambient.monotonic_ns(), Times(), quiet=not store.is_new)
@@ -377,8 +376,7 @@ class Host:
             await self._peers.stop()
         for connection in list(self._connections):
             connection.close()
-        if hasattr(self, "_watchdog"):
-            self._watchdog.stop()
+        self._watchdog.stop()
         if hasattr(self, "replicas"):
             self.replicas.copying.close()
         if hasattr(self, "_commit"):
@@ -660,7 +658,8 @@ class Host:
         try:
             return self.replicas.digests()
         except StorageError as error:
-            self.fail(error)
+            if self.state in ("serving", "leaving"):  # one that stops has closed its store itself
+                self.fail(error)
             raise
 
     def status(self) -> dict[str, Any]:

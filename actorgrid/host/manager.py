@@ -497,18 +497,21 @@ class Manager:
 
     async def _take_back(self, node: str, *, keeps: bool = False) -> None:
         """End what is wanted of `node`, or only what its own host wanted."""
+        taken: list[int] = []
 
         def without_intent(state: PlacementState) -> PlacementState:
-            intents = {name: record for name, record in state.intents.items() if name != node}
             record = state.intents.get(node)
-            if keeps and record is not None and record.kept:
+            if record is None or (keeps and not record.by):  # an operator has asked for something meanwhile
+                return state
+            taken.append(record.intent)
+            intents = {name: each for name, each in state.intents.items() if name != node}
+            if keeps and record.kept:
                 intents[node] = IntentRecord(record.kept, record.number)
             return msgspec.structs.replace(state, intents=intents)
 
-        had = node in self._logged.intents
         await self._change(without_intent)
-        if had:
-            logger.info("intent taken back node=%s", node)
+        if taken:
+            logger.info("intent taken back node=%s intent=%s", node, Intent(taken[0]).name.lower())
 
     async def _welcome_back(self, overview: Overview) -> None:
         """A host that left to be restarted, and that reports again as one that stays, wants nothing any more."""
@@ -690,7 +693,8 @@ class Manager:
             epoch = self._epoch
             # What was logged and not committed in time may be committed yet: the next change goes on from there, and so does an answer.
             state = change(self._logged)
-            if state == self._state and self._logged is self._state:
+            # To say that there is nothing to change is to read: only while nobody else can be the manager (I8).
+            if state == self._state and self._logged is self._state and system.replica.has_lease(ambient.monotonic_ns()):
                 return
             stored = _encode(state)  # what cannot be stored is not built upon
             self._logged = state

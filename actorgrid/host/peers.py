@@ -265,6 +265,7 @@ class Peers:
         connection = link.connection
         if connection is not None:
             link.connection = None
+            link.is_down.set()
             connection.link = None
             connection.close()
             self.owner.peer_down(link.name)

@@ -418,7 +418,7 @@ class Overview:
         """Replicas that their partition's committed configuration does not name: (host, partition, incarnation, epoch, version).
 
         One may know of a later configuration than was reported. If that is of an older epoch than the primary's it was never committed,
-        and never will be: the primary's log has everything that was.
+        and never will be: a primary that serves has committed an entry of its own epoch, and its log has everything that was committed.
         """
         found = []
         for name, report in self._reports.items():

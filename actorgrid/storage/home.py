@@ -19,7 +19,7 @@ QUARANTINE: Final = "store.corrupt"
 
 
 class StoreHome:
-    """The data directory of a host. The methods with an underscore are all that touches files; a simulation has others.
+    """The data directory of a host. `condemn` and the methods with an underscore, but `_open_or_salvage`, are all that touches files.
 
     :ivar path: of the store
     """
@@ -84,7 +84,8 @@ class StoreHome:
 
     def _put_aside(self, aside: Path) -> None:
         """Give the store the name `aside`; nothing is condemned any more."""
-        self.path.rename(aside)
+        if self.path.exists():  # else a crash came between the two lines, the last time
+            self.path.rename(aside)
         self._condemned.unlink(missing_ok=True)
 
     def _sync_names(self) -> None:

@@ -6,6 +6,7 @@ is done only while every partition has all its voters in sync elsewhere: what is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,8 @@ TRAFFIC = {
     "torn": Traffic(split=0.6),
 }
 OPERATOR_TIMEOUT_S = 5.0
+#: A grid that looks whole so long after damage was done or read is whole.
+MENDED_S = 10.0
 INTENTS = ("pause", "restart", "remove_data", "remove_node")
 
 
@@ -36,7 +39,9 @@ class Deeds:
     """Does the steps of a plan.
 
     :ivar damaged: hosts whose disk was damaged, until the grid is whole again
-    :ivar latent: of those, how many stores had been put aside when damage was done that shows only when it is read
+    :ivar latent: of those with damage that shows only when it is read: how often damage had been read there before
+    :ivar since_s: when damage was last done to a host, or read there
+    :ivar retired: how many replicas a host has retired, as the judge sees it
     """
 
     def __init__(self, cluster: SimCluster, callers: Callers) -> None:
@@ -45,6 +50,8 @@ class Deeds:
         self.counts = cluster.world.counts
         self.damaged: list[str] = []
         self.latent: dict[str, int] = {}
+        self.retired: Counter[str] = Counter()
+        self.since_s: dict[str, float] = {}
         self.drained: dict[str, None] = {}
         self.images: dict[str, Any] = {}
         self.swapped: dict[tuple[str, str], None] = {}
@@ -197,7 +204,7 @@ class Deeds:
         """
         if self.damaged and self.is_whole():
             # Damage that nobody has read yet is still there; the store is put aside when somebody does.
-            self.damaged = [each for each in self.damaged if len(self._disk(each).asides) <= self.latent.get(each, -1)]
+            self.damaged = [each for each in self.damaged if self._is_unread(each) or self.cluster.now_s - self.since_s[each] < MENDED_S]
         if self.damaged or self.swapped:
             return False
         for partition in range(self.cluster.partition_count + 1):
@@ -221,7 +228,19 @@ class Deeds:
                 return False
         return True
 
-    def _damage(self, name: str, doing: Callable[[SimHost], Any]) -> bool:
+    def _is_unread(self, name: str) -> bool:
+        return self._read_damage(name) <= self.latent.get(name, -1)
+
+    def has_retired(self, name: str) -> None:
+        """A host has found damage in a replica; others hear of that a little later."""
+        self.retired[name] += 1
+        self.since_s[name] = self.cluster.now_s
+
+    def _read_damage(self, name: str) -> int:
+        """How often damage was read on this host: a store was put aside, or a replica retired."""
+        return len(self._disk(name).asides) + self.retired[name]
+
+    def _damage(self, name: str, doing: Callable[[SimHost], Any], *, is_latent: bool = False) -> bool:
         """The host dies, and something happens to its disk before it starts again."""
         host = self._host(name)
         if host is None or not self._may_damage(name):
@@ -229,20 +248,23 @@ class Deeds:
         self.before_damage(name)
         self.do_kill(name)
         self.damaged.append(name)
-        return doing(host) is not False
+        self.since_s[name] = self.cluster.now_s
+        done = doing(host) is not False
+        self.latent.pop(name, None)
+        if is_latent and done:
+            self.latent[name] = self._read_damage(name)
+        return done
 
     def do_disk_wipe(self, name: str) -> bool:
         return self._damage(name, lambda host: host.disk.wipe())
 
     def do_disk_flip(self, name: str) -> bool:
-        self.latent.setdefault(name, len(self._disk(name).asides))
         rng = self.cluster.world.stream(f"flip {self.cluster.world.now_ns}")
-        return self._damage(name, lambda host: host.disk.flip(rng, log=rng.random() < 0.5) is not None)
+        return self._damage(name, lambda host: host.disk.flip(rng, log=rng.random() < 0.5) is not None, is_latent=True)
 
     def do_disk_flip_log(self, name: str) -> bool:
-        self.latent.setdefault(name, len(self._disk(name).asides))
         rng = self.cluster.world.stream(f"flip {self.cluster.world.now_ns}")
-        return self._damage(name, lambda host: host.disk.flip_undetected(rng) is not None)
+        return self._damage(name, lambda host: host.disk.flip_undetected(rng) is not None, is_latent=True)
 
     def do_disk_image(self, name: str) -> bool:
         host = self._host(name)

@@ -24,7 +24,9 @@ def main() -> int:
     different = [f"{first}, {second}" for first, second in zip(*found, strict=False) if first != second]
     for line in different:
         print(f"not the same run: {line}")
-    is_same = not different and len(found[0]) == len(found[1]) > 0
+    first, _, last = options.seeds.partition("-")
+    count = int(last) - int(first) + 1
+    is_same = not different and all(process.returncode == 0 for process in running) and [len(each) for each in found] == [count, count]
     print(f"{len(found[0])} seeds, hash seeds {' and '.join(HASH_SEEDS)}: {'the same digests' if is_same else 'DIFFERENT'}")
     return 0 if is_same else 1
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from actorgrid import ambient
 from actorgrid.client.map import PartitionMap
 from actorgrid.client.router import Router
 from actorgrid.errors import InvariantViolation, WriteInDoubtError
@@ -34,6 +33,7 @@ from actorgrid.replication.replica import Role
 from actorgrid.storage import keys
 from actorgrid.storage.store import ACTIVE, ReplicaPointer
 from actorgrid.testing.simulation import SimCluster
+from actorgrid.testing.simulation.disk import SimHome
 from actorgrid.wire.messages import decode_error
 from placement import Intent
 from placement.plan import Rule
@@ -120,6 +120,11 @@ class Judge:
         self.world = cluster.world
         self.partitions: dict[int, PartitionRecord] = {}
         self.lost_disks: dict[str, list[Any]] = {}
+        #: Whether something was done to this host's disk that the grid has not mended yet.
+        self.is_damaged: Callable[[str], bool] = lambda host: False
+        #: Told of each replica that a host has retired.
+        self.retired: Callable[[str], None] = lambda host: None
+        self._befores: dict[ReplicaShell, Before] = {}
         self._is_in_office = False
         self._over: dict[Turn, Over] = {}  # turns that are over, and not answered yet
         self._internal_lsn: dict[int, int] = {}  # by partition, the last change that no call made
@@ -140,6 +145,7 @@ class Judge:
             (Replicas, "begin", self._watched_begin),
             (Replicas, "drop_replica", self._watched_drop),
             (Replicas, "_retire", self._watched_retire),
+            (SimHome, "condemn", self._watched_condemn),
             (OutgoingCalls, "_call_local", self._watched_call),
             (OutgoingCalls, "_call_remote", self._watched_call),
             (Router, "_adopt", self._watched_adopt),
@@ -157,25 +163,39 @@ class Judge:
             yield
 
     def _watched_step(self, real: Any) -> Any:
-        judge = self
-
         def step(shell: ReplicaShell, event: ev.Event) -> None:
-            if shell.is_over:
-                return
-            core = shell.core
+            if not shell.is_over and "step" not in vars(shell.core):
+                self._watch(shell)
+            real(shell, event)
+            self.guarded(lambda: self.sees_leases(shell.partition))
+
+        return step
+
+    def _watch(self, shell: ReplicaShell) -> None:
+        """See what goes into the core of `shell` and what comes out; the shell does its own work."""
+        core, core_step, befores = shell.core, shell.core.step, self._befores
+
+        def step(event: ev.Event, now_ns: int) -> list[ev.Effect]:
             if isinstance(event, ev.Recovered):
                 before = Before(core.role, core.epoch, core.committed_lsn, NO_CONFIGURATION, 0)
             else:
                 before = Before(core.role, core.epoch, core.committed_lsn, core.configuration, core.log.configuration_lsn)
-            effects = core.step(event, ambient.monotonic_ns())
-            judge.guarded(lambda: judge.sees_step(shell, event, before, effects))
-            handlers = shell._handlers
-            for effect in effects:
-                judge.guarded(lambda effect=effect: judge.sees_effect(shell, before, effect))
-                handlers[type(effect)](effect)
-            judge.guarded(lambda: judge.sees_leases(shell.partition))
+            effects = core_step(event, now_ns)
+            befores[shell] = before
+            self.guarded(lambda: self.sees_step(shell, event, before, effects))
+            return effects
 
-        return step
+        def watched(handler: Any) -> Any:
+            def handle(effect: ev.Effect) -> None:
+                before = befores[shell]
+                self.guarded(lambda: self.sees_effect(shell, before, effect))
+                handler(effect)
+                befores[shell] = before  # what the shell does may be a step of its own
+
+            return handle
+
+        core.step = step  # type: ignore[method-assign]
+        shell._handlers = {kind: watched(handler) for kind, handler in shell._handlers.items()}
 
     def guarded(self, looking: Any) -> None:
         try:
@@ -203,7 +223,7 @@ class Judge:
     def sees_step(self, shell: ReplicaShell, event: ev.Event, before: Before, effects: list[ev.Effect]) -> None:
         core, record = shell.core, self.record(shell.partition)
         self._is_in_office = before.role is Role.PRIMARY
-        if isinstance(event, ev.Recovered) and shell.me.host not in self.lost_disks:
+        if isinstance(event, ev.Recovered) and not self.is_damaged(shell.me.host):
             said = record.said.get(shell.me, 0)
             self.require(core.epoch >= said, "I1", f"{shell.me} comes back with epoch {core.epoch}, and spoke in epoch {said}")
         self.require(core.epoch >= before.epoch, "I1", f"{shell.me} went from epoch {before.epoch} back to {core.epoch}")
@@ -339,6 +359,7 @@ class Judge:
                 self._has_quorum(shell, epoch, head.epoch, lsn, digest)
         if is_primary and core.log.configuration_lsn <= lsn and core.configuration.version > record.configuration.version:
             record.configuration = core.configuration
+        self.require(record.committed_lsn >= lsn, "I2", f"{shell.me} commits {lsn} of partition {shell.partition}, where no record ends")
         self.world.counts["commits"] += 1
 
     def _has_quorum(self, shell: ReplicaShell, office: int, epoch: int, lsn: int, digest: int) -> None:
@@ -386,7 +407,7 @@ class Judge:
                 lag = core.last_lsn - progress.match_lsn if progress is not None else core.last_lsn
                 self.require(lag <= PROMOTE_LAG_ENTRIES, "I13", f"{member} is to vote, and is {lag} entries behind")
                 disk = Disk(self.cluster.hosts[member.host].disk.durable_get, shell.partition)
-                is_there = disk.is_of(member) or member.host in self.lost_disks  # who proposes may not know yet what became of it
+                is_there = disk.is_of(member) or self.is_damaged(member.host)  # who proposes may not know yet what became of it
                 self.require(is_there, "I13", f"{member} is to vote, and its disk knows it not: {disk.pointer}")
 
     def sees_leases(self, partition: int) -> None:
@@ -521,12 +542,23 @@ class Judge:
     def _watched_retire(self, real: Any) -> Any:
         def retire(replicas: Replicas, pointer: ReplicaPointer, why: str, *rest: Any) -> None:
             name = replicas._config.name
-            is_explained = name in self.lost_disks or why.startswith(REPLACED)
+            is_explained = self.is_damaged(name) or why.startswith(REPLACED)
             what = f"{name} cannot trust its replica of partition {pointer.partition}, and nobody has damaged its disk: {why}"
             self.guarded(lambda: self.require(is_explained, "I3", what))
+            if not why.startswith(REPLACED):
+                self.retired(name)
             real(replicas, pointer, why, *rest)
 
         return retire
+
+    def _watched_condemn(self, real: Any) -> Any:
+        def condemn(home: SimHome, why: str) -> None:
+            name = next(name for name, host in self.cluster.hosts.items() if host.disk is home._disk)
+            what = f"{name} cannot trust its store, and nobody has damaged its disk: {why}"
+            self.guarded(lambda: self.require(self.is_damaged(name), "I3", what))
+            real(home, why)
+
+        return condemn
 
     # -- placement
 

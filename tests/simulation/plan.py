@@ -218,8 +218,8 @@ class _Draw:
             self._at(at_s, "kill", host)
             self._at(until + self.rng.random() * 0.2, "start", host)
 
-    def _crash_loop(self, at_s: float) -> None:
-        host = self._host()
+    def _crash_loop(self, at_s: float, host: str = "") -> None:
+        host = host or self._host()
         for _ in range(self.rng.randint(2, 5)):
             self._at(at_s, "kill", host)
             self._at(at_s + 0.001, "start", host)
@@ -254,6 +254,11 @@ class _Draw:
                 host = self._host()
                 self._at(at_s, "isolate" if kind == "one" else "leave-alone", host)
                 self._at(until, "heal", host)
+                if rng.random() < 0.4:
+                    # What it truncates when it hears of its successor must be gone for good.
+                    killed_s = until + rng.choice((0.05, 0.5, 2.0)) * rng.random()
+                    self._at(killed_s, "kill", host)
+                    self._at(killed_s + rng.uniform(0.01, 1.0), "start", host)
             case "deposed":
                 # It hears the others and is heard only by a client that hears nobody else: a primary that knows no successor, and a caller.
                 host, others = self._host(), list(self.hosts)
@@ -316,7 +321,11 @@ class _Draw:
             self._at(max(0.0, at_s - rng.uniform(0.2, 5)), "disk-image", host)
         if what != "disk-swap":
             self._at(at_s, what, host)
-            self._at(at_s + rng.uniform(0.02, 1), "start", host)
+            started_s = at_s + rng.uniform(0.02, 1)
+            self._at(started_s, "start", host)
+            if rng.random() < 0.5:
+                # Again while it is being filled.
+                self._crash_loop(started_s + rng.uniform(0.3, 3.0), host)
             return
         pair = (host, rng.choice([each for each in self.hosts if each != host]))
         # Found and put right by somebody after a while: each host has refused the other's data meanwhile.

@@ -134,6 +134,8 @@ class _Run:
         self.callers = Callers(cluster, plan)
         self.deeds = Deeds(cluster, self.callers)
         self.deeds.before_damage = judge.disk_is_damaged
+        judge.is_damaged = lambda name: name in self.deeds.damaged
+        judge.retired = self.deeds.has_retired
         self.judge = judge
 
     def whole(self) -> None:
@@ -208,6 +210,8 @@ class _Run:
                 try:
                     rows = each.host.digests()
                 except StorageError:  # damage that nobody had read until now: the host ends, and what it had is built anew
+                    if each.name not in self.deeds.damaged:
+                        raise
                     return False
                 for row in rows:
                     found.setdefault(row["id"], []).append((row["applied_lsn"], row["digest"]))

@@ -33,7 +33,7 @@ def test_a_mutant_is_there_as_long_as_it_is_on(name):
 
 @pytest.mark.parametrize(("name", "seed", "said"), KNOWN)
 def test_a_mutant_is_found_by_its_seed(name, seed, said):
-    assert said in broken_by(MUTANTS[name], seed)
+    assert broken_by(MUTANTS[name], seed).startswith(said)
 
 
 def test_a_run_that_does_not_end_is_found():

@@ -26,7 +26,7 @@ from typing import Any, Final, Self, TypeVar
 from actorgrid import ambient
 from actorgrid.client.admin import ask
 from actorgrid.client.client import Client
-from actorgrid.errors import ActorGridError, TransientError
+from actorgrid.errors import TransientError
 from actorgrid.host.config import HostConfig
 from actorgrid.ids import HostName
 from actorgrid.settings import ClientSettings, HostSettings, WireSettings
@@ -411,6 +411,3 @@ def _name_of(app: str | type | types.ModuleType) -> str:
     if isinstance(app, types.ModuleType):
         return app.__name__
     return f"{app.__module__}:{app.__qualname__}"
-
-
-__all__ = ["ActorGridError", "SimClient", "SimCluster", "SimulationError"]
