@@ -40,7 +40,7 @@ check: $(STAMP)  ## the fast half of `make test`: no cluster, no slow tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow"
 
-sim: $(STAMP)    ## the whole grid on virtual time: SEEDS=200 plans of faults, and 50 of them again under another hash seed (five minutes)
+sim: $(STAMP)    ## the whole grid on virtual time: SEEDS=200 plans of faults, and 50 seeds in two processes with different hash seeds (four minutes)
 	$(BIN)/python -m tests.simulation --seeds 1-$(SEEDS)
 	$(BIN)/python -m tests.simulation.determinism --seeds 1-50
 

@@ -193,7 +193,7 @@ class Recovery:
         if core.serving:
             raise RequestError(f"partition {partition} is served by {self._me}")
         member = Member(self._me, owner.next_incarnation_of(partition))
-        anew = first_epoch_after_loss(epoch, ambient.new_random().randrange(LOTS))
+        anew = first_epoch_after_loss(epoch, int.from_bytes(ambient.random_bytes(2), "big") % LOTS)
         logger.error(
             "data loss accepted partition=%d data_loss_number=%d begins_with=%s of=%s last_lsn=%d",
             partition, data_loss_number(anew), member, core.configuration, core.last_lsn,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import inspect
 import logging
 import sys
@@ -240,7 +239,7 @@ class TestGrid:
         self._pass(min(around_ns, end_ns - self._world.now_ns))
         while (left_ns := end_ns - around_ns - self._world.now_ns) > 0:
             if self._is_at_rest() and self._comes_to_be_quiet():
-                _leap(self._world, min(leap_ns, left_ns))
+                self._world.leap(min(leap_ns, left_ns))
                 self._pass(min(int(_BETWEEN_LEAPS_S * SECOND_NS), end_ns - self._world.now_ns))
             else:
                 self._pass(min(around_ns, left_ns))
@@ -514,20 +513,11 @@ class TestGrid:
 
     def _comes_to_be_quiet(self) -> bool:
         """Let a little time pass until nothing is on its way: all that is left are timers."""
-        heap = self._world._heap
 
         def is_quiet() -> bool:
-            return all(isinstance(getattr(callback, "__self__", None), SimLoop) for _, _, callback, _ in heap)
+            return all(isinstance(getattr(callback, "__self__", None), SimLoop) for callback in self._world.due())
 
         return self._world.run_until(self._world.now_ns + int(_UNTIL_QUIET_S * SECOND_NS), is_quiet)
-
-
-def _leap(world: World, duration_ns: int) -> None:
-    """Go forward in time as if the machine had slept: what was due meanwhile is due now, once, in its order."""
-    now_ns = world.now_ns + duration_ns
-    world._heap[:] = [(max(when_ns, now_ns), order, callback, args) for when_ns, order, callback, args in world._heap]
-    heapq.heapify(world._heap)
-    world.now_ns = now_ns
 
 
 def _has_own_work(loop: SimLoop) -> bool:
@@ -536,11 +526,11 @@ def _has_own_work(loop: SimLoop) -> bool:
         code = getattr(task.get_coro(), "cr_code", None)
         if code is None or not code.co_filename.startswith(_PACKAGE):
             return True
-    for _, _, timer in loop._timers:
+    for timer in loop.timers_left():
         callback: Any = timer._callback  # type: ignore[attr-defined]
         module = getattr(callback, "__module__", None) or ""
         is_sleep = getattr(callback, "__qualname__", "") in ("_set_result_unless_cancelled", "Timeout._on_timeout")
-        if not timer.cancelled() and not module.startswith("actorgrid.") and not is_sleep:
+        if not module.startswith("actorgrid.") and not is_sleep:
             return True
     return False
 

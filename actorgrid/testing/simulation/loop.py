@@ -135,6 +135,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Tasks that are not done."""
         return list(self._tasks)
 
+    def timers_left(self) -> list[asyncio.TimerHandle]:
+        """Timers that were not cancelled."""
+        return [timer for _, _, timer in self._timers if not timer.cancelled()]
+
     # -- asyncio's interface
 
     def call_soon(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: contextvars.Context | None = None) -> asyncio.Handle:

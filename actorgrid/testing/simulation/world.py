@@ -116,6 +116,17 @@ class World:
         self.now_ns = max(self.now_ns, end_ns)
         return is_over is not None and is_over()
 
+    def leap(self, duration_ns: int) -> None:
+        """Go forward in time as if all machines had slept: what was due meanwhile is due now, once, in its order."""
+        now_ns = self.now_ns + duration_ns
+        self._heap[:] = [(max(when_ns, now_ns), order, callback, args) for when_ns, order, callback, args in self._heap]
+        heapq.heapify(self._heap)
+        self.now_ns = now_ns
+
+    def due(self) -> list[Callable[..., None]]:
+        """What is to be called, in no order."""
+        return [callback for _, _, callback, _ in self._heap]
+
     # -- what has happened
 
     def has_turn(self, number: int) -> None:
