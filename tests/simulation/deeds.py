@@ -14,6 +14,7 @@ from actorgrid import ambient
 from actorgrid.client.admin import ask
 from actorgrid.errors import ActorGridError
 from actorgrid.settings import WireSettings
+from actorgrid.storage import keys
 from actorgrid.testing.simulation import SimCluster
 from actorgrid.testing.simulation.cluster import CLUSTER_ID
 from actorgrid.testing.simulation.disk import EIO, ENOSPC, SimDisk
@@ -32,6 +33,8 @@ TRAFFIC = {
 OPERATOR_TIMEOUT_S = 5.0
 #: A grid that looks whole so long after damage was done or read is whole.
 MENDED_S = 10.0
+COPY_BEGINS_S = 4.0
+COPY_LOOK_S = 0.0005
 INTENTS = ("pause", "restart", "remove_data", "remove_node")
 
 
@@ -49,6 +52,7 @@ class Deeds:
         self.callers = callers
         self.counts = cluster.world.counts
         self.damaged: list[str] = []
+        self.is_calm = False
         self.latent: dict[str, int] = {}
         self.retired: Counter[str] = Counter()
         self.since_s: dict[str, float] = {}
@@ -106,6 +110,22 @@ class Deeds:
         if host is None or host.process is None or not host.process.loop.is_paused:
             return False
         host.process.resume()
+        return True
+
+    def do_kill_in_copy(self, name: str) -> bool:
+        """Kill it as soon as it has a part of a copy, if that is soon."""
+        host = self._host(name)
+        if host is None or not host.is_up:
+            return False
+        until_s = self.cluster.now_s + COPY_BEGINS_S
+
+        def look() -> None:
+            if host.is_up and host.disk.has_any(False, keys.COPYING_PREFIX):
+                self.counts["killed in a copy"] += self.do_kill(name)
+            elif self.cluster.now_s < until_s and not self.is_calm:
+                self.cluster.world.after(COPY_LOOK_S, look)
+
+        look()
         return True
 
     def do_lose_power(self, name: str) -> bool:
@@ -359,6 +379,7 @@ class Deeds:
 
     def calm(self) -> None:
         """Heal everything, and start what does not run."""
+        self.is_calm = True
         network = self.cluster.network
         network.traffic = TRAFFIC["calm"]
         for link in list(network.cut):

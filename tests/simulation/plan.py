@@ -50,9 +50,9 @@ KNOBS: Final[tuple[tuple[str, float, float], ...]] = (
 )
 #: What `tests.simulation.deeds.Deeds` can do.
 VERBS: Final = (
-    "kill", "start", "stop", "pause", "resume", "lose-power", "kill-client", "cut", "isolate", "leave-alone", "heal", "traffic", "disk-eio",
-    "disk-enospc", "disk-stall", "disk-slow", "disk-heal", "disk-wipe", "disk-flip", "disk-flip-log", "disk-image", "disk-old", "disk-swap",
-    "date", "drain", "undrain", "add-host", "rebalance", "freeze", "unfreeze",
+    "kill-in-copy", "kill", "start", "stop", "pause", "resume", "lose-power", "kill-client", "cut", "isolate", "leave-alone", "heal",
+    "traffic", "disk-eio", "disk-enospc", "disk-stall", "disk-slow", "disk-heal", "disk-wipe", "disk-flip", "disk-flip-log",
+    "disk-image", "disk-old", "disk-swap", "date", "drain", "undrain", "add-host", "rebalance", "freeze", "unfreeze",
 )  # fmt: skip
 TICKS: Final = ("times", "actorgrid.host.host.TICK_S", "actorgrid.host.host.REPAIR_TICK_S", "actorgrid.host.manager.TICK_LEAST_S")
 
@@ -218,8 +218,8 @@ class _Draw:
             self._at(at_s, "kill", host)
             self._at(until + self.rng.random() * 0.2, "start", host)
 
-    def _crash_loop(self, at_s: float, host: str = "") -> None:
-        host = host or self._host()
+    def _crash_loop(self, at_s: float) -> None:
+        host = self._host()
         for _ in range(self.rng.randint(2, 5)):
             self._at(at_s, "kill", host)
             self._at(at_s + 0.001, "start", host)
@@ -325,7 +325,9 @@ class _Draw:
             self._at(started_s, "start", host)
             if rng.random() < 0.5:
                 # Again while it is being filled.
-                self._crash_loop(started_s + rng.uniform(0.3, 3.0), host)
+                self._at(started_s + 0.001, "kill-in-copy", host)
+                for after_s in (0.5, 1.0, 2.0, 4.0):
+                    self._at(started_s + after_s * rng.uniform(0.8, 1.2), "start", host)
             return
         pair = (host, rng.choice([each for each in self.hosts if each != host]))
         # Found and put right by somebody after a while: each host has refused the other's data meanwhile.

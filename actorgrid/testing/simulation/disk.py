@@ -613,6 +613,12 @@ class SimDisk:
 
     # -- for a judge
 
+    def has_any(self, log: bool, prefix: bytes) -> bool:
+        """Whether a process would find a key that begins with `prefix`."""
+        names = self._families[log].names
+        at = bisect_left(names, prefix)
+        return at < len(names) and names[at].startswith(prefix)
+
     def visible_get(self, log: bool, key: bytes) -> bytes | None:
         """What a process would read; None also for what is damaged."""
         return _whole(self._families[log].pairs.get(key))
