@@ -288,7 +288,7 @@ class Deeds:
 
     def do_disk_image(self, name: str) -> bool:
         host = self._host(name)
-        if host is None:
+        if host is None or any(name in pair for pair in self.swapped):
             return False
         self.images[name] = host.disk.image()
         return True

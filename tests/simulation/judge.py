@@ -125,6 +125,7 @@ class Judge:
         #: Told of each replica that a host has retired.
         self.retired: Callable[[str], None] = lambda host: None
         self._befores: dict[ReplicaShell, Before] = {}
+        self._is_eventful = False
         self._is_in_office = False
         self._over: dict[Turn, Over] = {}  # turns that are over, and not answered yet
         self._internal_lsn: dict[int, int] = {}  # by partition, the last change that no call made
@@ -166,8 +167,10 @@ class Judge:
         def step(shell: ReplicaShell, event: ev.Event) -> None:
             if not shell.is_over and "step" not in vars(shell.core):
                 self._watch(shell)
+            self._is_eventful = False
             real(shell, event)
-            self.guarded(lambda: self.sees_leases(shell.partition))
+            if self._is_eventful:
+                self.guarded(lambda: self.sees_leases(shell.partition))
 
         return step
 
@@ -182,7 +185,10 @@ class Judge:
                 before = Before(core.role, core.epoch, core.committed_lsn, core.configuration, core.log.configuration_lsn)
             effects = core_step(event, now_ns)
             befores[shell] = before
-            self.guarded(lambda: self.sees_step(shell, event, before, effects))
+            # Most steps are looks at the clock that lead to nothing.
+            if effects or core.role is not before.role or core.epoch != before.epoch:
+                self._is_eventful = True
+                self.guarded(lambda: self.sees_step(shell, event, before, effects))
             return effects
 
         def watched(handler: Any) -> Any:

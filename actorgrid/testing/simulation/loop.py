@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+set_running_loop = asyncio._set_running_loop
+
 #: What runs in a thread takes so long, at most.
 THREAD_S: Final = 0.002
 
@@ -94,22 +96,22 @@ class SimLoop(asyncio.AbstractEventLoop):
                 ready.append(timer)
         world.has_turn(self._number)
         world.running = self
-        asyncio._set_running_loop(self)
+        set_running_loop(self)
         try:
             for _ in range(len(ready)):
                 handle = ready.popleft()
-                if not handle.cancelled():
+                if not handle._cancelled:
                     handle._run()
                 if self.is_dead:
                     return
         finally:
-            asyncio._set_running_loop(None)
+            set_running_loop(None)
             world.running = None
         self._sleep()
 
     def _sleep(self) -> None:
         timers = self._timers
-        while timers and timers[0][2].cancelled():
+        while timers and timers[0][2]._cancelled:
             heapq.heappop(timers)
         if self._ready:
             self._arm(self.world.now_ns + self.world.step_ns())

@@ -99,9 +99,9 @@ class World:
 
         :raises RuntimeError: time stands still
         """
-        heap = self._heap
+        heap, pop = self._heap, heapq.heappop
         while heap and heap[0][0] <= end_ns:
-            when_ns, _, callback, args = heapq.heappop(heap)
+            when_ns, _, callback, args = pop(heap)
             if when_ns == self.now_ns:
                 self._at_one_time += 1
                 if self._at_one_time > EVENTS_AT_ONE_TIME_MAX:
