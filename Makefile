@@ -47,7 +47,7 @@ sim: $(STAMP)    ## the whole grid on virtual time: SEEDS=200 plans of faults, a
 sim-many: $(STAMP) ## plans without end, FIRST=... on, until one is broken or HOURS=1 are over
 	$(BIN)/python -m tests.simulation --seeds $(FIRST)- --hours $(HOURS) --json sim-many.json
 
-mutants: $(STAMP) ## switch on one bug after another, and see the simulation find each (ten minutes)
+mutants: $(STAMP) ## switch on one bug after another, and see the simulation find each (five minutes)
 	$(BIN)/python -m tests.simulation.hunt
 
 bench: $(STAMP)  ## measure calls per second, latency, CPU per call and memory on this machine (two minutes)
