@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from actorgrid.errors import StorageError
 from actorgrid.host import host, peers
@@ -55,12 +56,8 @@ def slower_times(factor: float) -> Iterator[None]:
     usual = Times()
     names = ("beat_ns", "support_ns", "election_low_ns", "election_high_ns", "stagger_ns", "resend_ns", "swap_ns")
     changed = Times(**{name: int(getattr(usual, name) * factor) for name in names})
-    silence_s = peers.SILENCE_S
-    host.Times, peers.SILENCE_S = lambda: changed, silence_s * factor  # type: ignore[assignment, misc]
-    try:
+    with mock.patch.object(host, "Times", return_value=changed), mock.patch.object(peers, "SILENCE_S", peers.SILENCE_S * factor):
         yield
-    finally:
-        host.Times, peers.SILENCE_S = Times, silence_s  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -68,21 +65,17 @@ def knobs_of(plan: Plan) -> Iterator[tuple[HostSettings, ClientSettings]]:
     """Settings and constants as the plan has them."""
     settings: dict[str, Any] = {}
     client: dict[str, Any] = {}
-    undo = contextlib.ExitStack()
-    for name, value in plan.knobs:
-        head, _, last = name.rpartition(".")
-        if name == "times":
-            undo.enter_context(slower_times(value))
-            continue
-        if head in ("setting", "client"):
-            kind = HostSettings if head == "setting" else ClientSettings
-            (settings if head == "setting" else client)[last] = type(kind.__dataclass_fields__[last].default)(value)
-            continue
-        module = importlib.import_module(head)
-        old = getattr(module, last)
-        setattr(module, last, type(old)(value))
-        undo.callback(setattr, module, last, old)
-    with undo:
+    with contextlib.ExitStack() as undo:
+        for name, value in plan.knobs:
+            head, _, last = name.rpartition(".")
+            if name == "times":
+                undo.enter_context(slower_times(value))
+            elif head in ("setting", "client"):
+                kind = HostSettings if head == "setting" else ClientSettings
+                (settings if head == "setting" else client)[last] = type(kind.__dataclass_fields__[last].default)(value)
+            else:
+                module = importlib.import_module(head)
+                undo.enter_context(mock.patch.object(module, last, type(getattr(module, last))(value)))
         yield HostSettings(**settings), ClientSettings(**{"connect_timeout_s": 1.0, **client})
 
 
