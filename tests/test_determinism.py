@@ -6,7 +6,7 @@ import sys
 
 SCRIPT = """
 import random, hashlib
-from actorgrid.replication.entry import ClientMark, Entry, LogRecord, decode_record, encode_record
+from actorgrid.replication.entry import ClientMark, Entry, LogRecord, decode_record, encode_record, read_head
 from actorgrid.replication.sessions import SessionTable
 
 rng = random.Random(7)
@@ -22,7 +22,7 @@ for step in range(400):
     lsn = record.last_lsn
     data = encode_record(record)
     digest.update(data)
-    table.apply(decode_record(data))
+    table.apply(decode_record(data, read_head(data)))
     if step % 50 == 49:
         for client, image in table.take_checkpoint()[0]:
             digest.update(client + image)

@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 #: Committed changes go into the state after about so long, together: of a value that changes often only the last one is written. Until
 #: then the log has them, and a restart replays them.
-APPLY_DELAY_S: Final = 0.5
+APPLY_DELAY_S: Final = 1.0
 #: In so many steps, each of which takes the replicas that wait longest: all at once would hold up every call of the host.
 APPLY_STEPS: Final = 10
-#: After so long without a new append, secondaries are told what is committed.
+#: Secondaries are told what is committed after one to two times so long without anything new to append, which would tell them too.
 IDLE_DELAY_S: Final = 0.05
 
 
@@ -78,6 +78,7 @@ class GroupCommit:
         self._apply_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle: dict[Writer, None] = {}
+        self._active: dict[Writer, None] = {}  # those that have written since `_on_idle` looked
         self._urgent: dict[Writer, None] = {}
         self._after_write: list[Callable[[], None]] = []
         self._stopped = False
@@ -138,14 +139,20 @@ class GroupCommit:
         self._idle_timer = None
         if self._stopped:
             return
+        active, self._active = self._active, {}
         idle, self._idle = self._idle, {}
         urgent, self._urgent = self._urgent, {}
         try:
             for writer in idle:
-                writer.idle()
+                if writer in active:
+                    self._idle[writer] = None
+                else:
+                    writer.idle()
         except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
             self._fail_because(error)
             return
+        if self._idle and self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(IDLE_DELAY_S, self._on_idle)
         if urgent:
             self._apply(list(urgent))
 
@@ -193,6 +200,7 @@ class GroupCommit:
         for writer in dirty:
             writer.written()
         self._written.update(dirty)
+        self._active.update(dirty)
 
     def write_now(self) -> None:
         """Bring the open batch into the store at once; it is synced with the next one.

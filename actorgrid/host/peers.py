@@ -456,7 +456,8 @@ class Peers:
             return
         link.outbox.append(message)
         if type(message) is Append:
-            link.outbox_bytes += sum(map(len, message.records))
+            for record in message.records:
+                link.outbox_bytes += len(record)
             if link.outbox_bytes > FRAME_BYTES:
                 self._flush_link(link)
                 return

@@ -49,12 +49,12 @@ class Residents:
             if activation.dead:
                 continue
             activation.settle()
-            size = activation.size_bytes()
-            self.bytes += size - activation.bytes
-            activation.bytes = size
-            used, activation.used = activation.used, False
-            if used:
+            if activation.used:
+                activation.used = False
                 activation.last_used_s = now_s
+                size = activation.size_bytes()
+                self.bytes += size - activation.bytes
+                activation.bytes = size
             elif activation.last_used_s < idle_before or self.bytes > self._bytes_max:
                 activation.partition.deactivate(activation)
             ring.append(activation)

@@ -115,16 +115,16 @@ def read_head(data: bytes) -> RecordHead:
     return head
 
 
-def decode_record(data: bytes) -> LogRecord:
+def decode_record(data: bytes, head: RecordHead) -> LogRecord:
     """The record in `data`.
 
-    :raises CorruptLogError: the checksum or the form is wrong
+    :param head: what `read_head` found in it, so that its checksum is known to be right
+    :raises CorruptLogError: the form is wrong
     """
-    head = read_head(data)
     try:
         record = _decode(memoryview(data)[HEAD_BYTES:])
     except msgspec.MsgspecError as error:
         raise CorruptLogError(f"a log record has the right checksum and the wrong form: {error}") from None
-    if (record.epoch, record.first_lsn, record.last_lsn) != head:
+    if record.epoch != head.epoch or record.first_lsn != head.first_lsn or record.last_lsn != head.last_lsn:
         raise CorruptLogError(f"head and body of a log record differ: {head}")
     return record

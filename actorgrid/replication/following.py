@@ -27,7 +27,9 @@ class Following(Elections):
         if self._is_of_old_epoch(message.epoch):
             self._refuse_append(event, now_ns)
             return
-        sender = Member(event.host, message.sender)
+        sender = self.primary
+        if sender is None or sender.incarnation != message.sender or sender.host != event.host:
+            sender = Member(event.host, message.sender)
         if self.role is Role.PRIMARY and message.epoch <= self.epoch:
             raise self._violation("I1", f"{sender} is primary of epoch {message.epoch} as well")
         if message.epoch > self.epoch:

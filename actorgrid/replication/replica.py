@@ -184,7 +184,7 @@ class Replica(Following):
                 self._effects.append(what)
         if acknowledged >= 0:
             self._acknowledge(acknowledged)
-        if self.role is Role.PRIMARY:
+        if self.role is Role.PRIMARY and self.synced_lsn > self.committed_lsn:
             self._advance_commit(now_ns)
 
     def _on_message(self, message: messages.Message, host: str, incarnation: int, now_ns: int) -> None:

@@ -173,15 +173,16 @@ class SessionTable:
 
         :return: the sessions of ``record.clients``, in that order
         """
-        sessions = [self._mark(mark, record.last_lsn) for mark in record.clients]
-        lsn = record.first_lsn
+        clients, lsn, last_lsn = record.clients, record.first_lsn, record.last_lsn
+        sessions = [self._mark(mark, last_lsn) for mark in clients]
         for entry in record.entries:
-            if entry.client != NO_CLIENT and entry.key is None:
-                session = sessions[entry.client]
-                remembered = SessionRecord(entry.digest, entry.status, entry.result, lsn)
-                session.bytes += len(entry.result)
-                if record.clients[entry.client].client_id in self._sessions:  # and was not forgotten for a later client of this record
-                    self.bytes += len(entry.result)
+            client = entry.client
+            if client != NO_CLIENT and entry.key is None:
+                session, result = sessions[client], entry.result
+                session.bytes += len(result)
+                if clients[client].client_id in self._sessions:  # and was not forgotten for a later client of this record
+                    self.bytes += len(result)
+                remembered = SessionRecord(entry.digest, entry.status, result, lsn)
                 if entry.path:
                     session.nested[entry.number, entry.path] = remembered
                 else:
@@ -265,19 +266,26 @@ def _free_below(session: Session, lowest: int, lowest_anywhere: int) -> int:
     """Free what the client has answers to; the size of the results freed."""
     freed = 0
     # Records are in order of execution, nearly that of numbers: stopping at the first one still wanted keeps this cheap, and what it
-    # leaves behind is freed by a later call.
+    # leaves behind is freed by a later call. One iterator for all of them: each new one would step over every place that is free already.
     records = session.records
-    while records:
-        number = next(iter(records))
+    gone = []
+    for number, record in records.items():
         if number >= lowest:
             break
-        freed += len(records.pop(number).result)
+        freed += len(record.result)
+        gone.append(number)
+    for number in gone:
+        del records[number]
     nested = session.nested
-    while nested:
-        key = next(iter(nested))
-        if key[0] >= lowest_anywhere:
-            break
-        freed += len(nested.pop(key).result)
+    if nested:
+        gone_nested = []
+        for key, record in nested.items():
+            if key[0] >= lowest_anywhere:
+                break
+            freed += len(record.result)
+            gone_nested.append(key)
+        for key in gone_nested:
+            del nested[key]
     return freed
 
 

@@ -19,7 +19,7 @@ from actorgrid.replication.log_index import LogIndex
 from actorgrid.replication.messages import AppendAck, Release
 from actorgrid.replication.progress import Progress
 
-STORY_LENGTH: Final = 64
+STORY_LENGTH: Final = 24
 FOREVER_NS: Final = 1 << 62
 
 

@@ -247,7 +247,7 @@ class ReplicaLog:
         :raises CorruptLogError: it is none
         """
         try:
-            return decode_record(item.data)
+            return decode_record(item.data, item.head)
         except CorruptLogError as error:
             raise self.corrupt(f"log record that ends at {item.head.last_lsn}: {error}") from None
 

@@ -95,6 +95,7 @@ class ReplicaStore:
         self.pointer = pointer
         self.partition = pointer.partition
         self.prefix = keys.replica_prefix(pointer.partition, pointer.generation)
+        self._state_prefix = self.prefix + keys.STATE
         self.store = store
         self.log = ReplicaLog(pointer.partition, self.prefix, store, settings.log_retention_bytes)
         self.applied_lsn = 0
@@ -256,10 +257,10 @@ class ReplicaStore:
     def committed(self, record: LogRecord) -> None:
         """`record` is committed: collect what it puts into the state, the last value of each key (I11: from state and entries alone)."""
         assert record.first_lsn == self._committed_lsn + 1, f"{record.first_lsn} is committed after {self._committed_lsn}"
-        unapplied, prefix, entries = self._unapplied, self.prefix, record.entries
+        unapplied, prefix, entries = self._unapplied, self._state_prefix, record.entries
         for entry in entries:
             if entry.changes:
-                start = prefix + keys.state_key(entry.address)
+                start = prefix + entry.address.encode() + b"\0"  # as `keys.state_key` has it, without a call for each entry
                 for suffix, value in entry.changes:
                     unapplied[start + suffix] = value
             elif entry.status == STATUS_CONFIGURATION:
