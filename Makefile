@@ -50,8 +50,8 @@ sim-many: $(STAMP) ## plans without end, FIRST=... on, until one is broken or HO
 mutants: $(STAMP) ## switch on one bug after another, and see the simulation find each (five minutes)
 	$(BIN)/python -m tests.simulation.hunt
 
-bench: $(STAMP)  ## measure calls per second, latency, CPU per call and memory on this machine (two minutes)
-	$(BIN)/python -m bench run write read memory
+bench: $(STAMP)  ## the standard benchmarks, peers included: bench-report/index.html, kept under bench/results (under ten minutes)
+	$(BIN)/python -m bench suite --out bench-report
 
 faults: $(STAMP) ## 100 faults with real processes under load: kills, stops, cuts, disks (25 minutes; as root, for the cuts)
 	$(BIN)/python -m tests.faults.campaign --seed 1 --kills 50 --stops 20 --cuts 20 --disks 10 --partitions 64

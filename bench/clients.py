@@ -1,0 +1,194 @@
+"""Load from client processes of their own: ``python -m bench.clients`` is one of them, told what to do on its standard input.
+
+The parent writes a `ClientOrder`, waits for "ready", and then writes a `LoadOrder` for each load; the answer to each is a `ClientAnswer`.
+One line of JSON each. A closed standard input ends the process, so that none outlives its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import uvloop
+
+from actorgrid import grid
+from bench.book import Book
+from bench.latencies import Latencies
+from bench.load import Load, closed_loop, merged
+from bench.workload import Workload
+
+READY = b"ready\n"
+START_S = 60.0
+#: What a load may take beyond its duration: calls that wait for a failover.
+LATE_S = 90.0
+LINE_BYTES_MAX = 256 << 20
+
+
+class ClientOrder(msgspec.Struct, kw_only=True):
+    """What one process is to do."""
+
+    address: str
+    workload: Workload
+    in_flight: int
+    first: int
+
+
+class LoadOrder(msgspec.Struct):
+    """One load."""
+
+    duration_s: float
+
+
+class ClientAnswer(msgspec.Struct, kw_only=True):
+    """What it saw, and its book since its start."""
+
+    calls: int
+    failed: int
+    elapsed_s: float
+    latencies: str
+    errors: dict[str, int]
+    longest_gap_s: float
+    acknowledged: list[int]
+    unknown: list[int]
+    refused: int
+    folding_cpu_s: float
+
+
+class ClientProcesses:
+    """So many client processes: ``async with ClientProcesses(4, target.address, workload, in_flight=1024) as clients``."""
+
+    def __init__(self, count: int, address: str, workload: Workload, *, in_flight: int) -> None:
+        self._workload = workload
+        share = max(1, in_flight // count)
+        # Each begins elsewhere: processes that call the same actors in step would wait for each other's turns.
+        self._orders = [
+            ClientOrder(address=address, workload=workload, in_flight=share, first=place * (workload.actors // count))
+            for place in range(count)
+        ]
+        self._processes: list[asyncio.subprocess.Process] = []
+        self._answers: list[ClientAnswer] = []
+
+    async def __aenter__(self) -> Self:
+        try:
+            async with asyncio.timeout(START_S):
+                for order in self._orders:
+                    process = await asyncio.create_subprocess_exec(
+                        *(sys.executable, "-m", "bench.clients"),
+                        cwd=Path(__file__).parent.parent,
+                        stdin=asyncio.subprocess.PIPE,
+                        stdout=asyncio.subprocess.PIPE,
+                        limit=LINE_BYTES_MAX,
+                    )
+                    self._processes.append(process)
+                    self._write(process, order)
+                for process in self._processes:
+                    line = await self._line(process)
+                    if line != READY:
+                        raise RuntimeError(f"a client process did not get ready: {line[:200]!r}")
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    async def load(self, duration_s: float) -> Load:
+        """All of them for so long; what they saw together.
+
+        :raises RuntimeError: one of them ended
+        :raises TimeoutError: one does not answer
+        """
+        async with asyncio.timeout(duration_s + LATE_S):
+            for process in self._processes:
+                self._write(process, LoadOrder(duration_s))
+            self._answers = [msgspec.json.decode(await self._line(process), type=ClientAnswer) for process in self._processes]
+        return merged(
+            [
+                Load(
+                    calls=each.calls,
+                    failed=each.failed,
+                    elapsed_s=each.elapsed_s,
+                    latencies=Latencies.decode(each.latencies),
+                    errors=each.errors,
+                    longest_gap_s=each.longest_gap_s,
+                    folding_cpu_s=each.folding_cpu_s,
+                )
+                for each in self._answers
+            ]
+        )
+
+    def book(self) -> Book:
+        """What all of them were told since they started."""
+        book = self._workload.book()
+        for answer in self._answers:
+            other = self._workload.book()
+            other.acknowledged, other.unknown, other.refused = answer.acknowledged, answer.unknown, answer.refused
+            book.merge(other)
+        return book
+
+    def _write(self, process: asyncio.subprocess.Process, order: msgspec.Struct) -> None:
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(order) + b"\n")
+
+    async def _line(self, process: asyncio.subprocess.Process) -> bytes:
+        assert process.stdout is not None
+        line = await process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a client process ended by itself, exit code {await process.wait()}; its error is above")
+        return line
+
+    async def _end(self) -> None:
+        for process in self._processes:
+            if process.stdin is not None:
+                process.stdin.close()
+        for process in self._processes:
+            try:
+                async with asyncio.timeout(5):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+async def serve() -> None:
+    """Be a client process."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    order = msgspec.json.decode(await reader.readline(), type=ClientOrder)
+    async with grid.connect(order.address) as client:
+        call, book = order.workload.call(client), order.workload.book()
+        _answer(READY)
+        while line := await reader.readline():
+            wanted = msgspec.json.decode(line, type=LoadOrder)
+            load = await closed_loop(
+                call,
+                in_flight=order.in_flight,
+                duration_s=wanted.duration_s,
+                book=book if order.workload.changes else None,
+                first=order.first,
+                weight=order.workload.weight,
+                timeline=False,
+            )
+            told = {field.name: getattr(load, field.name) for field in dataclasses.fields(load)}
+            told |= {"latencies": load.latencies.encode()}
+            del told["timeline"]
+            answer = ClientAnswer(**told, acknowledged=book.acknowledged, unknown=book.unknown, refused=book.refused)
+            _answer(msgspec.json.encode(answer) + b"\n")
+
+
+def _answer(line: bytes) -> None:
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve())

@@ -1,0 +1,120 @@
+"""Rows of other systems: the same operations at the same concurrency, after the grid's own, in the same run."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from bench.bench import Bench, quiet_collector
+from bench.load import Load
+from bench.machine import CpuMeter, MachineWatch
+from bench.measure import measure, points_of, run_of
+from bench.peers import KEYS, MissingPeerError, Peer, PeerError, known
+from bench.results import Faults, Mark, Missing, Row
+from bench.scenarios.faults import IN_FLIGHT
+
+#: Scenarios that have something like them at a peer.
+COMPARABLE = ("write", "read")
+FAULT_S = 6.0
+KILL_AFTER_S = 2.0
+
+
+def choose(text: str) -> list[str]:
+    """Names of the peers that are asked for: ``all``, ``none``, or names separated by commas.
+
+    :raises ValueError: one is not known
+    """
+    names = list(known())
+    if text in ("", "none"):
+        return []
+    if text == "all":
+        return names
+    wanted = [name.strip() for name in text.split(",")]
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise ValueError(f"no peer {', '.join(unknown)}; known are {', '.join(names)}, all, none")
+    return wanted
+
+
+async def measure_peer(bench: Bench, name: str, scenarios: Iterable[str], *, on_error: Callable[[Missing], None]) -> None:
+    """Add the rows of one peer; what cannot be measured is told to `on_error`, and is no row."""
+    peer = known()[name]()
+    wanted = set(scenarios)
+    operations = [each for each in peer.operations if each in wanted or each == "echo"]
+    is_faulty = peer.faults and "failover" in wanted
+    if not operations and not is_faulty:
+        return
+    bench.say(f"starting {name}")
+    directory = Path(tempfile.mkdtemp(prefix=f"actorgrid-bench-{name}-"))
+    try:
+        await peer.start(directory / "data")
+        try:
+            for operation in operations:
+                for in_flight in bench.options.concurrency:
+                    await _row(bench, peer, operation, in_flight)
+            if "write" in peer.operations and is_faulty:
+                await _fault_row(bench, peer)
+        finally:
+            await peer.stop()
+    except MissingPeerError as error:
+        on_error(Missing(name, str(error)))
+    except (PeerError, OSError, RuntimeError, TimeoutError) as error:
+        on_error(Missing(name, f"failed: {type(error).__name__}: {error}"))
+    finally:
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+
+def _row_of(peer: Peer, scenario: str, operation: str, in_flight: int) -> Row:
+    return Row(
+        scenario=scenario,
+        operation=operation,
+        system=peer.name,
+        durability=f"{peer.what}; {peer.durability}" if peer.what else peer.durability,
+        actors=KEYS,
+        in_flight=in_flight,
+    )
+
+
+async def _row(bench: Bench, peer: Peer, operation: str, in_flight: int) -> None:
+    options = bench.options
+    bench.say(f"{peer.name}: {operation}, {in_flight:,} in flight")
+    row = _row_of(peer, operation, operation, in_flight)
+
+    async def load(duration_s: float) -> Load:
+        return await peer.load(operation, in_flight=in_flight, duration_s=duration_s)
+
+    with quiet_collector():
+        await measure(
+            row, load, pids=peer.pids, duration_s=options.duration_s, runs=options.runs, warm_up_s=options.warm_up_s, children=True
+        )
+    bench.rows.append(row)
+
+
+async def _fault_row(bench: Bench, peer: Peer) -> None:
+    """Kill one of its nodes under load. It comes last: the node does not come back."""
+    bench.say(f"{peer.name}: failover, {IN_FLIGHT} in flight")
+    row = _row_of(peer, "failover", "write", IN_FLIGHT)
+    await peer.load("write", in_flight=IN_FLIGHT, duration_s=bench.options.warm_up_s)
+    watch, meter = MachineWatch(), CpuMeter(peer.pids(), children=True)
+    loading = asyncio.create_task(peer.load("write", in_flight=IN_FLIGHT, duration_s=max(FAULT_S, bench.options.duration_s)))
+    try:
+        await asyncio.sleep(KILL_AFTER_S)
+        meter.sample()
+        await peer.kill_one()
+    finally:
+        load = await loading
+    row.fill([run_of(load, meter.used_s(), watch)])
+    row.failed, row.errors, row.latencies = load.failed, load.errors, load.latencies.encode()
+    row.timeline, row.marks = points_of(load.timeline), [Mark(KILL_AFTER_S, "SIGKILL of one node")]
+    verdict = await peer.verdict()
+    row.faults = Faults(
+        acknowledged=verdict.acknowledged,
+        failed=load.failed,
+        lost=verdict.lost,
+        doubled=verdict.doubled,
+        longest_gap_ms=load.longest_gap_s * 1e3,
+    )
+    bench.rows.append(row)
