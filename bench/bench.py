@@ -113,15 +113,16 @@ class Bench:
         return row
 
     async def judge(self, target: Target, workload: Workload, book: Book, before: Sequence[int], *, gap_s: float = 0.0) -> Faults:
-        """Read all state back, and hold it against what callers were told.
+        """Read all state back, and hold it against what callers were told. `Faults.acknowledged` counts changes, of which a call may make
+        several; `Faults.failed` counts calls.
 
         :param before: what was stored before the load
         """
         stored = await workload.read_back(target.client)
-        verdict = book.judge([now - then for now, then in zip(stored, before, strict=True)])
+        verdict = workload.judge(book, before, stored)
         return Faults(
             acknowledged=verdict.acknowledged,
-            failed=verdict.failed,
+            failed=book.failures,
             lost=verdict.lost,
             doubled=verdict.doubled,
             longest_gap_ms=gap_s * 1e3,

@@ -43,6 +43,18 @@ class Book:
         self._is_change = is_change
         self._refusals = refusals
 
+    @classmethod
+    def told(cls, acknowledged: list[int], unknown: list[int], refused: int = 0) -> Book:
+        """The book of callers in another process."""
+        made = cls(len(acknowledged))
+        made.acknowledged, made.unknown, made.refused = acknowledged, unknown, refused
+        return made
+
+    @property
+    def failures(self) -> int:
+        """Calls that raised, whatever became of them; of a mix, those that would have changed something."""
+        return self.refused + sum(self.unknown)
+
     def answered(self, number: int) -> None:
         if self._is_change is None or self._is_change(number):
             self.acknowledged[number % self.keys] += 1
@@ -75,4 +87,17 @@ class Book:
         for there, told, unknown in zip(stored, self.acknowledged, self.unknown, strict=True):
             lost += max(0, told - there)
             doubled += max(0, there - told - unknown)
-        return Verdict(sum(self.acknowledged), self.refused + sum(self.unknown), lost, doubled)
+        return Verdict(sum(self.acknowledged), self.failures, lost, doubled)
+
+    def spread(self, places: Sequence[Sequence[int]], size: int) -> Book:
+        """The same by place, where a call changes several: that of key k adds one to each of ``places[k]``, all below `size`.
+
+        Of a failed call each change may be there or not by itself.
+        """
+        made = Book(size)
+        for where, told, unknown in zip(places, self.acknowledged, self.unknown, strict=True):
+            for place in where:
+                made.acknowledged[place] += told
+                made.unknown[place] += unknown
+        made.refused = self.refused
+        return made

@@ -17,7 +17,7 @@ from rich.table import Table
 from bench import comparison, peer_rows, results, runner, tables
 from bench.options import Options, Rate, parse_numbers
 from bench.peers import known
-from bench.results import FormatError, Results
+from bench.results import OURS, FormatError, Results
 from bench.runner import Job
 from bench.scenarios import SCENARIOS
 
@@ -168,7 +168,10 @@ def _measure(jobs: list[Job], *, json_file: Path | None, store: bool, out: Path 
         from bench.report import write_report
 
         console.print(f"report: {write_report([found], out, before=before)}", highlight=False)
-    if not found.rows:
+    wrong = [row.name for row in found.rows if row.system == OURS and row.faults is not None and (row.faults.lost or row.faults.doubled)]
+    if wrong:
+        console.print(f"CHANGES LOST OR MADE TWICE: {', '.join(wrong)}", style="bold red")
+    if wrong or not found.rows:
         raise typer.Exit(1)
 
 

@@ -1,13 +1,13 @@
 """Load from client processes of their own: ``python -m bench.clients`` is one of them, told what to do on its standard input.
 
-The parent writes a `ClientOrder`, waits for "ready", and then writes a `LoadOrder` for each load; the answer to each is a `ClientAnswer`.
-One line of JSON each. A closed standard input ends the process, so that none outlives its parent.
+The parent writes a `ClientOrder`, waits for "ready", and then writes a `LoadOrder` for each load; the answer to each is a
+`bench.answer.LoadAnswer`, whose book is that since the start. One line of JSON each. A closed standard input ends the process, so that
+none outlives its parent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Self
@@ -16,8 +16,8 @@ import msgspec
 import uvloop
 
 from actorgrid import grid
+from bench.answer import LoadAnswer
 from bench.book import Book
-from bench.latencies import Latencies
 from bench.load import Load, closed_loop, merged
 from bench.workload import Workload
 
@@ -43,21 +43,6 @@ class LoadOrder(msgspec.Struct):
     duration_s: float
 
 
-class ClientAnswer(msgspec.Struct, kw_only=True):
-    """What it saw, and its book since its start."""
-
-    calls: int
-    failed: int
-    elapsed_s: float
-    latencies: str
-    errors: dict[str, int]
-    longest_gap_s: float
-    acknowledged: list[int]
-    unknown: list[int]
-    refused: int
-    folding_cpu_s: float
-
-
 class ClientProcesses:
     """So many client processes: ``async with ClientProcesses(4, target.address, workload, in_flight=1024) as clients``."""
 
@@ -70,7 +55,7 @@ class ClientProcesses:
             for place in range(count)
         ]
         self._processes: list[asyncio.subprocess.Process] = []
-        self._answers: list[ClientAnswer] = []
+        self._answers: list[LoadAnswer] = []
 
     async def __aenter__(self) -> Self:
         try:
@@ -109,29 +94,14 @@ class ClientProcesses:
         async with asyncio.timeout(duration_s + LATE_S):
             for process in self._processes:
                 self._write(process, LoadOrder(duration_s))
-            self._answers = [msgspec.json.decode(await self._line(process), type=ClientAnswer) for process in self._processes]
-        return merged(
-            [
-                Load(
-                    calls=each.calls,
-                    failed=each.failed,
-                    elapsed_s=each.elapsed_s,
-                    latencies=Latencies.decode(each.latencies),
-                    errors=each.errors,
-                    longest_gap_s=each.longest_gap_s,
-                    folding_cpu_s=each.folding_cpu_s,
-                )
-                for each in self._answers
-            ]
-        )
+            self._answers = [msgspec.json.decode(await self._line(process), type=LoadAnswer) for process in self._processes]
+        return merged([each.load() for each in self._answers])
 
     def book(self) -> Book:
         """What all of them were told since they started."""
         book = self._workload.book()
         for answer in self._answers:
-            other = self._workload.book()
-            other.acknowledged, other.unknown, other.refused = answer.acknowledged, answer.unknown, answer.refused
-            book.merge(other)
+            book.merge(answer.book())
         return book
 
     def _write(self, process: asyncio.subprocess.Process, order: msgspec.Struct) -> None:
@@ -178,11 +148,7 @@ async def serve() -> None:
                 weight=order.workload.weight,
                 timeline=False,
             )
-            told = {field.name: getattr(load, field.name) for field in dataclasses.fields(load)}
-            told |= {"latencies": load.latencies.encode()}
-            del told["timeline"]
-            answer = ClientAnswer(**told, acknowledged=book.acknowledged, unknown=book.unknown, refused=book.refused)
-            _answer(msgspec.json.encode(answer) + b"\n")
+            _answer(msgspec.json.encode(LoadAnswer.of(load, book)) + b"\n")
 
 
 def _answer(line: bytes) -> None:

@@ -18,7 +18,15 @@ from bench.tables import disturbance, figure, is_disturbed, name_of, number
 
 LIMIT = 0.10
 #: Figures that should be small. They are warned of and no more: what an idle host takes moves by a tenth by itself.
-WATCHED = ("core_percent_per_host", "bytes_per_activation", "disk_bytes_per_actor", "restart_s", "drain_s", "whole_again_s")
+WATCHED = (
+    "core_percent_per_host",
+    "bytes_per_activation",
+    "disk_bytes_per_actor",
+    "restart_s",
+    "drain_s",
+    "whole_again_s",
+    "cpu_us_per_call_min",
+)
 
 Judgement = Literal["", "better", "warning", "regression"]
 
@@ -87,14 +95,8 @@ def _change(old: Row, new: Row, rows: list[Row], *, all_quiet: bool) -> Change:
     cpu, rate = _part(old.cpu_us_per_call, new.cpu_us_per_call), _part(old.calls_per_s, new.calls_per_s)
     judgement: Judgement = ""
     reasons = []
-    if (
-        new.faults is not None
-        and not (new.faults.lost or new.faults.doubled)
-        and old.faults is not None
-        and (old.faults.lost or old.faults.doubled)
-    ):
-        judgement, reasons = "better", ["nothing lost or twice any more"]
-    if new.faults is not None and (new.faults.lost or new.faults.doubled):
+    if _is_wrong(new):
+        assert new.faults is not None
         judgement, reasons = "regression", [f"{new.faults.lost} lost, {new.faults.doubled} twice"]
     elif cpu > LIMIT:
         judgement, reasons = "regression", [f"CPU per call {cpu:+.0%}"]
@@ -102,12 +104,20 @@ def _change(old: Row, new: Row, rows: list[Row], *, all_quiet: bool) -> Change:
         disturbed = not all_quiet or is_disturbed(old) or is_disturbed(new)
         judgement = "warning" if disturbed else "regression"
         reasons = [f"rate {rate:+.0%}" + (", on a machine that was not quiet" if disturbed else "")]
+    elif new.failed and not old.failed:
+        judgement, reasons = "warning", [f"{new.failed:,} calls failed"]
+    elif _is_wrong(old):
+        judgement, reasons = "better", ["nothing lost or twice any more"]
     elif cpu < -LIMIT:
         judgement, reasons = "better", [f"CPU per call {cpu:+.0%}"]
     if judgement == "regression" and new.system != OURS:
         # Another system is the same as before: if its figures moved, the machine did.
         judgement = "warning"
     return Change(name_of(new, rows), new.system, new.load_name, old, new, cpu, rate, judgement, "; ".join(reasons))
+
+
+def _is_wrong(row: Row) -> bool:
+    return row.faults is not None and bool(row.faults.lost or row.faults.doubled)
 
 
 def _worse_figures(old: Row, new: Row, rows: list[Row]) -> list[str]:

@@ -51,7 +51,9 @@ class Latencies:
 
     def add(self, values: Iterable[int] | Sequence[int]) -> None:
         """Record durations in nanoseconds."""
-        array: np.ndarray[Any, np.dtype[np.int64]] = np.array(values if isinstance(values, Sequence) else list(values), dtype=np.int64)
+        array: np.ndarray[Any, np.dtype[np.int64]] = np.array(
+            values if isinstance(values, Sequence | np.ndarray) else list(values), dtype=np.int64
+        )
         if not len(array):
             return
         array = np.clip(array, LOWEST_NS, HIGHEST_NS)

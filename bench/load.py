@@ -18,12 +18,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.book import Book
 from bench.latencies import Latencies
 
 Call = Callable[[int], Awaitable[object]]
 Clock = Callable[[], int]
+Numbers = NDArray[np.int64]
 
 #: Width of a slice of the timeline.
 SLICE_S = 0.05
@@ -59,10 +61,11 @@ class Load:
     """What a load saw.
 
     :ivar calls: those that were answered; failed ones are not among them
-    :ivar elapsed_s: from the first call to the last answer
+    :ivar elapsed_s: from the first call to the last answer, or to the end of the callers' time if that is later; calls that fail after it
+        make neither a lower rate nor a gap
     :ivar latencies: of the answered calls
     :ivar errors: name of the error -> how often
-    :ivar longest_gap_s: longest time in which no call was answered
+    :ivar longest_gap_s: longest time in which no call was answered, that before `elapsed_s` is over included
     :ivar timeline: slices in order, of loads that keep one
     :ivar folding_cpu_s: what this process took afterwards to make these figures of the raw ones; it is not the load's, and is taken off
     """
@@ -128,36 +131,68 @@ class _Record:
         self.errors[type(error).__name__] += 1
         self.failed_ns.append(at_ns)
 
-    def load(self, over_ns: int, *, weight: int, timeline: bool) -> Load:
-        began_s = time.process_time()
-        load = self._load(over_ns, weight=weight, timeline=timeline)
-        return dataclasses.replace(load, folding_cpu_s=time.process_time() - began_s)
-
-    def _load(self, over_ns: int, *, weight: int, timeline: bool) -> Load:
-        ended = np.frombuffer(self.ended_ns, dtype=np.int64) if self.ended_ns else np.zeros(0, dtype=np.int64)
-        moments = np.concatenate(([self.began_ns], np.sort(ended), [over_ns]))
-        return Load(
-            calls=len(self.took_ns) * weight,
-            failed=len(self.failed_ns) * weight + self.unsent,
-            elapsed_s=max(over_ns - self.began_ns, 1) / 1e9,
-            latencies=Latencies.of_ns(self.took_ns),
-            errors={**self.errors, **({"Unsent": self.unsent} if self.unsent else {})},
-            longest_gap_s=float(np.diff(moments).max()) / 1e9,
-            timeline=self._timeline(ended, over_ns, weight) if timeline else (),
+    def load(self, over_ns: int, *, weight: int = 1, timeline: bool = True) -> Load:
+        """:param over_ns: when the callers' time was over, by the clock"""
+        return folded(
+            np.array(self.took_ns, dtype=np.int64),
+            np.array(self.ended_ns, dtype=np.int64) - self.began_ns,
+            np.array(self.failed_ns, dtype=np.int64) - self.began_ns,
+            over_ns=over_ns - self.began_ns,
+            errors=dict(self.errors),
+            unsent=self.unsent,
+            weight=weight,
+            timeline=timeline,
         )
 
-    def _timeline(self, ended: np.ndarray[Any, Any], over_ns: int, weight: int) -> tuple[Slice, ...]:
-        width_ns = int(SLICE_S * 1e9)
-        size = (over_ns - self.began_ns) // width_ns + 1
-        places = np.minimum((ended - self.began_ns) // width_ns, size - 1)
-        calls = np.bincount(places, minlength=size)
-        failed = np.bincount(np.minimum((np.array(self.failed_ns, dtype=np.int64) - self.began_ns) // width_ns, size - 1), minlength=size)
-        slowest = np.zeros(size)
-        np.maximum.at(slowest, places, np.array(self.took_ns, dtype=np.int64) / 1e6)
-        return tuple(
-            Slice(round(place * SLICE_S, 3), int(calls[place]) * weight, int(failed[place]) * weight, round(float(slowest[place]), 3))
-            for place in range(size)
-        )
+
+def folded(
+    took_ns: Numbers,
+    ended_ns: Numbers,
+    failed_ns: Numbers,
+    *,
+    over_ns: int,
+    errors: dict[str, int],
+    unsent: int = 0,
+    weight: int = 1,
+    timeline: bool = True,
+) -> Load:
+    """Make the figures of raw ones. All moments are nanoseconds since the load began.
+
+    :param took_ns: how long each answered call took
+    :param ended_ns: when it was answered, in the same order
+    :param failed_ns: when calls failed
+    :param over_ns: when the callers' time was over; answers may come later
+    :param unsent: calls that were due and could not be sent
+    :param weight: single calls in one, of a batch
+    """
+    began_s = time.process_time()
+    over_ns = max(over_ns, int(ended_ns.max(initial=0)), 1)
+    moments = np.concatenate(([0], np.sort(ended_ns), [over_ns]))
+    load = Load(
+        calls=len(took_ns) * weight,
+        failed=len(failed_ns) * weight + unsent,
+        elapsed_s=over_ns / 1e9,
+        latencies=Latencies.of_ns(took_ns),
+        errors={**errors, **({"Unsent": unsent} if unsent else {})},
+        longest_gap_s=float(np.diff(moments).max()) / 1e9,
+        timeline=_timeline(took_ns, ended_ns, failed_ns, over_ns, weight) if timeline else (),
+    )
+    return dataclasses.replace(load, folding_cpu_s=time.process_time() - began_s)
+
+
+def _timeline(took_ns: Numbers, ended_ns: Numbers, failed_ns: Numbers, over_ns: int, weight: int) -> tuple[Slice, ...]:
+    width_ns = int(SLICE_S * 1e9)
+    size = over_ns // width_ns + 1
+    places = np.minimum(ended_ns // width_ns, size - 1)
+    calls = np.bincount(places, minlength=size)
+    # Those that failed after the end are in the last slice.
+    failed = np.bincount(np.minimum(failed_ns // width_ns, size - 1), minlength=size)
+    slowest = np.zeros(size)
+    np.maximum.at(slowest, places, took_ns / 1e6)
+    return tuple(
+        Slice(round(place * SLICE_S, 3), int(calls[place]) * weight, int(failed[place]) * weight, round(float(slowest[place]), 3))
+        for place in range(size)
+    )
 
 
 async def closed_loop(
@@ -181,7 +216,7 @@ async def closed_loop(
     :param timeline: keep one
     :param calls_max: ends it before its time; so many numbers are called, each once
     :param stop: ends it before its time
-    :raises RuntimeError: more than 100,000 calls failed
+    :raises RuntimeError: more than `FAILURES_MAX` calls failed
     """
     clock = time.perf_counter_ns
     record = _Record(clock)
@@ -189,8 +224,10 @@ async def closed_loop(
     answered = book.answered if book is not None else None
     deadline_ns = record.began_ns + int(duration_s * 1e9)
     end = first + calls_max
+    over_ns = deadline_ns
 
     async def caller(number: int) -> None:
+        nonlocal over_ns
         while (began_ns := clock()) < deadline_ns and number < end and (stop is None or not stop.is_set()):
             try:
                 await call(number)
@@ -207,11 +244,16 @@ async def closed_loop(
                 if answered is not None:
                     answered(number)
             number += in_flight
+        # The first caller without a next call ends the load, but for what is under way.
+        over_ns = min(over_ns, clock())
 
-    async with asyncio.TaskGroup() as group:
-        for place in range(in_flight):
-            group.create_task(caller(first + place))
-    return record.load(clock(), weight=weight, timeline=timeline)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for place in range(in_flight):
+                group.create_task(caller(first + place))
+    except ExceptionGroup as group_error:
+        raise group_error.exceptions[0] from None
+    return record.load(over_ns, weight=weight, timeline=timeline)
 
 
 async def open_loop(
@@ -298,7 +340,7 @@ async def open_loop(
             book.failed(first + number, UnansweredError())
     under_way.clear()
     record.unsent = total - sent
-    return record.load(clock(), weight=1, timeline=timeline)
+    return record.load(record.began_ns + int(duration_s * 1e9), timeline=timeline)
 
 
 def _awaited(awaitable: Awaitable[object]) -> Coroutine[Any, Any, object]:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import platform
 import re
-import resource
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,15 +37,12 @@ def _cpu_of(pid: int) -> float:
 class CpuMeter:
     """CPU seconds of this process and others since its making; others may come and go.
 
-    What a process uses between the last `sample` and its end is not seen. Children of this process that ended meanwhile are counted only
-    if `children`: with them goes their whole life, so they must have been started meanwhile too (a peer's own load generator).
+    What a process uses between the last `sample` and its end is not seen.
     """
 
-    def __init__(self, pids: Iterable[int], *, children: bool = False) -> None:
-        self._children = children
+    def __init__(self, pids: Iterable[int]) -> None:
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
-        self._children_s = self._children_now()
         own = os.getpid()
         for pid in {own: None, **dict.fromkeys(pids)}:
             try:
@@ -67,12 +63,7 @@ class CpuMeter:
     def used_s(self, pids: Iterable[int] = ()) -> float:
         """Seconds used so far, after a last `sample`."""
         self.sample(pids)
-        used = sum(last - self._first[pid] for pid, last in self._last.items())
-        return used + self._children_now() - self._children_s
-
-    def _children_now(self) -> float:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime if self._children else 0.0
+        return sum(last - self._first[pid] for pid, last in self._last.items())
 
 
 def resident_bytes(pid: int) -> int:
@@ -133,7 +124,7 @@ def describe() -> Machine:
         memory_gib=round(int(memory.group(1)) / (1 << 20), 1) if memory else 0.0,
         kernel=platform.release(),
         python=platform.python_version(),
-        build="compiled" if getattr(actorgrid, "__compiled__", False) else "pure",
+        build="compiled" if actorgrid.__compiled__ else "pure",
         load_1m_before=load_1m(),
     )
 

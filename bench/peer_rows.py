@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from bench.bench import Bench, quiet_collector
 from bench.load import Load
 from bench.machine import CpuMeter, MachineWatch
 from bench.measure import measure, points_of, run_of
-from bench.peers import KEYS, MissingPeerError, Peer, PeerError, known
+from bench.peers import MissingPeerError, Peer, known
 from bench.results import Faults, Mark, Missing, Row
-from bench.scenarios.faults import IN_FLIGHT
+from bench.scenarios.faults import callers
 
-#: Scenarios that have something like them at a peer.
-COMPARABLE = ("write", "read")
-FAULT_S = 6.0
+#: Long enough to see the end of a gap of several seconds.
+FAULT_S = 8.0
 KILL_AFTER_S = 2.0
+#: Enough for etcd to make all keys, and for most peers.
+FILLERS = 256
+FILL_S = 2.0
 
 
 def choose(text: str) -> list[str]:
@@ -52,6 +55,9 @@ async def measure_peer(bench: Bench, name: str, scenarios: Iterable[str], *, on_
     try:
         await peer.start(directory / "data")
         try:
+            if "read" in operations and "write" in peer.operations and "write" not in operations:
+                # So that reads find something; a run with writes has them before.
+                await peer.load("write", in_flight=FILLERS, duration_s=FILL_S)
             for operation in operations:
                 for in_flight in bench.options.concurrency:
                     await _row(bench, peer, operation, in_flight)
@@ -61,7 +67,7 @@ async def measure_peer(bench: Bench, name: str, scenarios: Iterable[str], *, on_
             await peer.stop()
     except MissingPeerError as error:
         on_error(Missing(name, str(error)))
-    except (PeerError, OSError, RuntimeError, TimeoutError) as error:
+    except Exception as error:  # noqa: BLE001 - another system may fail in whatever way, and the rows of all others stay
         on_error(Missing(name, f"failed: {type(error).__name__}: {error}"))
     finally:
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
@@ -73,7 +79,7 @@ def _row_of(peer: Peer, scenario: str, operation: str, in_flight: int) -> Row:
         operation=operation,
         system=peer.name,
         durability=f"{peer.what}; {peer.durability}" if peer.what else peer.durability,
-        actors=KEYS,
+        actors=peer.actors,
         in_flight=in_flight,
     )
 
@@ -87,28 +93,28 @@ async def _row(bench: Bench, peer: Peer, operation: str, in_flight: int) -> None
         return await peer.load(operation, in_flight=in_flight, duration_s=duration_s)
 
     with quiet_collector():
-        await measure(
-            row, load, pids=peer.pids, duration_s=options.duration_s, runs=options.runs, warm_up_s=options.warm_up_s, children=True
-        )
+        await measure(row, load, pids=peer.pids, duration_s=options.duration_s, runs=options.runs, warm_up_s=options.warm_up_s)
     bench.rows.append(row)
 
 
 async def _fault_row(bench: Bench, peer: Peer) -> None:
     """Kill one of its nodes under load. It comes last: the node does not come back."""
-    bench.say(f"{peer.name}: failover, {IN_FLIGHT} in flight")
-    row = _row_of(peer, "failover", "write", IN_FLIGHT)
-    await peer.load("write", in_flight=IN_FLIGHT, duration_s=bench.options.warm_up_s)
-    watch, meter = MachineWatch(), CpuMeter(peer.pids(), children=True)
-    loading = asyncio.create_task(peer.load("write", in_flight=IN_FLIGHT, duration_s=max(FAULT_S, bench.options.duration_s)))
+    in_flight = callers(bench)
+    bench.say(f"{peer.name}: failover, {in_flight} in flight")
+    row = _row_of(peer, "failover", "write", in_flight)
+    await peer.load("write", in_flight=in_flight, duration_s=bench.options.warm_up_s)
+    watch, meter, began_s = MachineWatch(), CpuMeter(peer.pids()), time.monotonic()
+    loading = asyncio.create_task(peer.load("write", in_flight=in_flight, duration_s=max(FAULT_S, bench.options.duration_s)))
     try:
         await asyncio.sleep(KILL_AFTER_S)
         meter.sample()
         await peer.kill_one()
+        killed_s = time.monotonic() - began_s
     finally:
         load = await loading
     row.fill([run_of(load, meter.used_s(), watch)])
     row.failed, row.errors, row.latencies = load.failed, load.errors, load.latencies.encode()
-    row.timeline, row.marks = points_of(load.timeline), [Mark(KILL_AFTER_S, "SIGKILL of one node")]
+    row.timeline, row.marks = points_of(load.timeline), [Mark(killed_s, "SIGKILL of one node")]
     verdict = await peer.verdict()
     row.faults = Faults(
         acknowledged=verdict.acknowledged,

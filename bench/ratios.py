@@ -35,7 +35,7 @@ class Ratio:
 
 
 def ratios_of(rows: Sequence[Row]) -> list[Ratio]:
-    """Every peer's row against ours with the same operation and as many in flight; the best rate first."""
+    """Every peer's row against ours with the same operation and payload, and as many in flight; the best rate first."""
     found: list[Ratio] = []
     for theirs in rows:
         if theirs.system == OURS or not theirs.runs or theirs.scenario not in ("write", "read", LIMIT_SYSTEM):
@@ -43,7 +43,7 @@ def ratios_of(rows: Sequence[Row]) -> list[Ratio]:
         for operation in ("write", "read"):
             if theirs.operation not in (operation, LIMIT_SYSTEM):
                 continue
-            ours = ours_of(rows, operation, theirs.in_flight)
+            ours = ours_of(rows, operation, theirs.in_flight, payload_bytes=theirs.payload_bytes)
             if ours is not None and theirs.calls_per_s and ours.cpu_us_per_call and ours.p50_ms:
                 found.append(
                     Ratio(
@@ -60,11 +60,12 @@ def ratios_of(rows: Sequence[Row]) -> list[Ratio]:
     return sorted(found, key=lambda each: (each.operation != "write", each.in_flight, -each.rate))
 
 
-def ours_of(rows: Sequence[Row], operation: str, in_flight: int) -> Row | None:
-    """Our row of an operation in a closed loop: the most replicas, one client, no payload."""
+def ours_of(rows: Sequence[Row], operation: str, in_flight: int, *, payload_bytes: int | None = None) -> Row | None:
+    """Our row of an operation in a closed loop: the most replicas, one client, that payload; without one asked for the smallest."""
     found = [
         row
         for row in rows
         if row.system == OURS and row.scenario == operation and row.loop == "closed" and row.in_flight == in_flight and row.runs
+        if payload_bytes in (None, row.payload_bytes)
     ]
     return min(found, key=lambda row: (-row.replicas, row.clients, row.payload_bytes), default=None)

@@ -18,7 +18,7 @@ from bench.results import OURS, FormatError, Results, Row
 TEMPLATE = "report.html.j2"
 #: Groups of scenarios, in the order of the page.
 FAMILIES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Calls", ("write", "read", "mixed", "map", "chain", "fan-out")),
+    ("Calls", ("write", "read", "one", "mixed", "map", "chain", "fan-out")),
     ("Large state", ("large",)),
     ("Cold actors", ("storm", "million")),
     ("Partitions, clients, hosts", ("partitions", "scale-clients", "scale-hosts")),
@@ -109,6 +109,7 @@ def cards_of(rows: Sequence[Row]) -> list[Card]:
         if row is not None:
             under = f"{tables.number(row.cpu_us_per_call)} µs of CPU per call, {row.in_flight:,} in flight"
             cards.append(Card(titles[operation], f"{row.calls_per_s:,.0f}", "per second", under))
+    cards += [_alone(row) for row in rows if row.scenario == "one" and row.system == OURS and row.runs]
     for operation in ("write", "read"):
         opened = [row for row in rows if row.system == OURS and row.scenario == operation and row.loop == "open" and row.runs]
         if opened:
@@ -126,6 +127,13 @@ def cards_of(rows: Sequence[Row]) -> list[Card]:
         wrong = sum(row.faults.lost + row.faults.doubled for row in judged if row.faults is not None)
         cards.append(Card("Lost or made twice", f"{wrong:,}", "changes", f"of {changes:,} acknowledged, all read back", wrong > 0))
     return cards
+
+
+def _alone(row: Row) -> Card:
+    """One caller, one call at a time, beside others in the same minute."""
+    ratios = [f"{tables.number(value)} × {name.removeprefix('p50_of_').replace('_', ' ')}" for name, value in row.figures.items()]
+    under = [*ratios, f"{tables.number(row.cpu_us_per_call)} µs of CPU"]
+    return Card(f"One caller's {row.operation}, p50", tables.milliseconds(row.p50_ms), "ms", ", ".join(under))
 
 
 def _peak(rows: Sequence[Row], operation: str) -> Row | None:

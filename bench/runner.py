@@ -16,7 +16,6 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from actorgrid.errors import ActorGridError
 from bench import peer_rows
 from bench.bench import Bench
 from bench.machine import commit_of, describe
@@ -103,7 +102,7 @@ async def run(jobs: Sequence[Job], shown: Shown, *, budget_s: float = math.inf) 
                     continue
                 try:
                     await SCENARIOS[name].run(bench)
-                except* (ActorGridError, TimeoutError, RuntimeError, OSError) as group:
+                except* Exception as group:  # noqa: BLE001 - whatever it is, what was measured before stays
                     # One sentence for a person; the whole error for who looks for the reason.
                     missing(Missing(name, "; ".join(f"{type(each).__name__}: {each}"[:600] for each in _leaves(group))))
                     await bench.grids.close()
@@ -111,6 +110,7 @@ async def run(jobs: Sequence[Job], shown: Shown, *, budget_s: float = math.inf) 
         finally:
             await bench.grids.close()
             results.rows += bench.rows
+            results.missing += bench.missing
         for name in job.peers:
             if time.monotonic() > ends_s:
                 missing(Missing(name, f"the {budget_s:.0f} s were over"))

@@ -16,7 +16,7 @@ def standard_jobs(peers: tuple[str, ...]) -> list[Job]:
     curve = Options(duration_s=1.5, warm_up_s=0.3, concurrency=(4, 16, 64, 256))
     short = Options(duration_s=2.0, warm_up_s=0.5, concurrency=(1024,))
     return [
-        Job(("write", "read"), calls),
+        Job(("write", "read", "one"), calls),
         Job(("write", "read"), curve),
         Job(("mixed", "map", "chain", "fan-out", "large"), short),
         Job(("scale-clients", "idle"), short),

@@ -13,7 +13,7 @@ import msgspec
 from actorgrid import grid
 from actorgrid.errors import ActorGridError, TransientError
 from bench.actors import Counter, Parcel, Relay
-from bench.book import Book
+from bench.book import Book, Verdict
 from bench.load import Call
 
 #: Single calls in one `map` of the batch scenarios, and of preparing and reading back.
@@ -63,8 +63,10 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
         return make(self, client)
 
     def book(self) -> Book:
-        """An empty book for the changes these calls make; each answered call is one change of its actor."""
-        return Book(self.actors, is_change=is_write_of_mix if self.kind == "mixed" else None, refusals=(TransientError,))
+        """An empty book for the changes these calls make, by the actor that is called; see `changed_by` for the others."""
+        # The error of a call that called others says nothing of these.
+        refusals = () if self.actor is Relay else (TransientError,)
+        return Book(self.actors, is_change=is_write_of_mix if self.kind == "mixed" else None, refusals=refusals)
 
     @property
     def actor(self) -> type[Any]:
@@ -75,10 +77,10 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
 
     async def prepare(self, client: grid.Client) -> None:
         """Make every actor that is called, so that the first calls are like all others."""
-        data = bytes(self.payload_bytes)
+        data, all_ids = bytes(self.payload_bytes), self.ids()
         size = batch_size(self.payload_bytes)
         for start in range(0, self.actors, size):
-            ids = self.ids()[start : start + size]
+            ids = all_ids[start : start + size]
             if self.actor is Parcel:
                 await client.map(Parcel.put, [(each, data) for each in ids])
             elif self.actor is Relay:
@@ -86,14 +88,61 @@ class Workload(msgspec.Struct, kw_only=True, frozen=True):
             else:
                 await client.map(Counter.add, [(each, 1) for each in ids])
 
+    def changed(self) -> list[tuple[type[Any], str]]:
+        """Every actor that the calls change, those that are called first."""
+        others: list[tuple[type[Any], str]] = []
+        if self.kind == "chain":
+            others = [(Relay, link) for each in self.ids() for link in self.links(each)]
+        elif self.kind == "fan-out":
+            others = [(Counter, each) for each in self.targets()]
+        return [*((self.actor, each) for each in self.ids()), *others]
+
+    def changed_by(self, key: int) -> list[int]:
+        """Places in `changed` of what a call of the actor numbered `key` changes, each once."""
+        if self.kind == "chain":
+            first = self.actors + key * (CHAIN - 1)
+            return [key, *range(first, first + CHAIN - 1)]
+        if self.kind == "fan-out":
+            return [key, *(self.actors + place for place in self.targets_of(key))]
+        return [key]
+
+    def links(self, first: str) -> list[str]:
+        """The actors that a chain goes on to; they belong to it alone."""
+        return [f"{first}-link-{place}" for place in range(1, CHAIN)]
+
+    def targets(self) -> list[str]:
+        """All actors that fan-outs call."""
+        return [f"{self.prefix}-target-{place}" for place in range(max(FAN, self.actors * 4))]
+
+    def targets_of(self, key: int) -> list[int]:
+        """Those that the fan-out of one actor calls, by their place in `targets`; several share each."""
+        count = max(FAN, self.actors * 4)
+        return [(key * FAN + place) % count for place in range(FAN)]
+
     async def read_back(self, client: grid.Client) -> list[int]:
-        """The number of changes that each actor has, in order; -1 of one that could not be read."""
+        """The number of changes that each actor of `changed` has, in order.
+
+        :raises RuntimeError: some cannot be read: nothing can be said of them
+        """
         found: list[int] = []
-        ids = self.ids()
-        for start in range(0, len(ids), BATCH):
-            answers = await client.map(self.actor.read, [(each,) for each in ids[start : start + BATCH]], return_errors=True)
-            found += [-1 if isinstance(answer, ActorGridError) else int(answer) for answer in answers]
+        actors = self.changed()
+        for start in range(0, len(actors), BATCH):
+            by_type: dict[type[Any], list[str]] = {}
+            for actor, each in actors[start : start + BATCH]:
+                by_type.setdefault(actor, []).append(each)
+            # Actors of one class lie side by side, so the order is kept.
+            for actor, ids in by_type.items():
+                answers: list[Any] = await client.map(actor.read, [(each,) for each in ids], return_errors=True)
+                errors = [answer for answer in answers if isinstance(answer, ActorGridError)]
+                if errors:
+                    raise RuntimeError(f"{len(errors)} of {len(ids)} actors cannot be read back: {errors[0]}")
+                found += [int(answer) for answer in answers]
         return found
+
+    def judge(self, book: Book, before: Sequence[int], stored: Sequence[int]) -> Verdict:
+        """Hold what was read back before and after the load against what callers were told."""
+        changes = [now - then for now, then in zip(stored, before, strict=True)]
+        return book.spread([self.changed_by(key) for key in range(self.actors)], len(changes)).judge(changes)
 
 
 def batch_size(payload_bytes: int) -> int:
@@ -143,17 +192,16 @@ def _chain(workload: Workload, client: grid.Client) -> Call:
     ids = workload.ids()
     size = workload.actors
     proxies = [client.get(Relay, each) for each in ids]
-    # The links belong to one chain each: the first of them is the key, whose count is read back.
-    links = [[f"{each}-link-{place}" for place in range(1, CHAIN)] for each in ids]
+    links = [workload.links(each) for each in ids]
     return lambda number: proxies[number % size].hop(links[number % size])
 
 
 def _fan_out(workload: Workload, client: grid.Client) -> Call:
-    ids = workload.ids()
     size = workload.actors
-    proxies = [client.get(Relay, each) for each in ids]
-    counters = [[f"{workload.prefix}-target-{(each * FAN + place) % (size * 4)}" for place in range(FAN)] for each in range(size)]
-    return lambda number: proxies[number % size].fan(counters[number % size])
+    proxies = [client.get(Relay, each) for each in workload.ids()]
+    targets = workload.targets()
+    called = [[targets[place] for place in workload.targets_of(each)] for each in range(size)]
+    return lambda number: proxies[number % size].fan(called[number % size])
 
 
 def _put(workload: Workload, client: grid.Client) -> Call:

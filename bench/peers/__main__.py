@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 import uvloop
 
 from bench.load import Load
-from bench.machine import cpu_s
+from bench.machine import CpuMeter
 from bench.peers.interface import MissingPeerError, Peer, PeerError, known
 
 
@@ -51,16 +50,15 @@ async def _check(peer: Peer, chosen: argparse.Namespace, directory: Path) -> Non
         print(f"{peer.name} ({peer.what}; {peer.durability}), ready after {time.monotonic() - began_s:.1f} s")
         if chosen.warm_up:
             await peer.load(operation, in_flight=chosen.in_flight, duration_s=chosen.warm_up)
-        processes = [os.getpid(), *peer.pids()]
-        before = {pid: cpu_s([pid]) for pid in processes}
+        meter = CpuMeter(peer.pids())
         async with asyncio.TaskGroup() as group:
             loading = group.create_task(peer.load(operation, in_flight=chosen.in_flight, duration_s=chosen.duration))
             if chosen.kill_after is not None:
                 await asyncio.sleep(chosen.kill_after)
+                meter.sample()
                 await peer.kill_one()
         load = loading.result()
-        used_s = sum(cpu_s([pid]) - before.get(pid, 0.0) for pid in [os.getpid(), *peer.pids()])
-        _print(operation, chosen.in_flight, load, used_s)
+        _print(operation, chosen.in_flight, load, meter.used_s(peer.pids()) - load.folding_cpu_s)
         if operation == "write" and type(peer).read_back is not Peer.read_back:
             print(f"  {await peer.verdict()}")
     finally:

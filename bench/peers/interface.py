@@ -34,6 +34,7 @@ class Peer(abc.ABC):
     :ivar what: what a call is, in the peer's own idiom; final once it is started, as some choose their client then
     :ivar durability: what an answer promises, stated beside every figure
     :cvar operations: of ``write``, ``read`` and ``echo``
+    :cvar actors: how many keys, or actors, the calls go to in turn
     :cvar faults: `kill_one` and `read_back` work
     :ivar book: what callers of ``write`` were told since the start
     """
@@ -42,6 +43,7 @@ class Peer(abc.ABC):
     what: str
     durability: str
     operations: tuple[str, ...] = ("write", "read")
+    actors: int = KEYS
     faults: bool = False
 
     def __init__(self) -> None:

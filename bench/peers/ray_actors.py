@@ -61,6 +61,7 @@ class RayAsync(Peer):
     name = "ray-async"
     what = f"call of one of {ACTORS} Ray actors with async methods, one process each, awaited"
     durability = "none, state is in memory"
+    actors = ACTORS
     kind = "async"
 
     async def _open(self, directory: Path) -> None:

@@ -28,6 +28,7 @@ class Xoscar(Peer):
     name = "xoscar"
     what = f"call of one of {ACTORS} actors in {PROCESSES} other processes, awaited one by one"
     durability = "none, state is in memory"
+    actors = ACTORS
 
     async def _open(self, directory: Path) -> None:
         if importlib.util.find_spec("xoscar") is None:

@@ -18,7 +18,7 @@ from bench.results import Mark
 from bench.target import Target
 from bench.workload import Workload
 
-#: Callers under way, as for the peers: enough to see every partition, and not so many that queues hide the gap.
+#: Callers under way: enough to see every partition, and not so many that queues hide the gap.
 IN_FLIGHT = 64
 BEFORE_S = 2.0
 AFTER_S = 2.0
@@ -40,6 +40,11 @@ async def drain(bench: Bench) -> None:
 async def failover(bench: Bench) -> None:
     target = await bench.grids.of(bench.shape())
     await _under_load(bench, target, "failover", _kill)
+
+
+def callers(bench: Bench) -> int:
+    """As many for the peers as for the grid; fewer where the highest concurrency that is asked for is lower."""
+    return min(IN_FLIGHT, max(bench.options.concurrency))
 
 
 async def _drain(target: Target, mark: Callable[[str], None], meter: CpuMeter) -> dict[str, float]:
@@ -88,7 +93,7 @@ async def _until(ask: Callable[[], Awaitable[Any]], is_so: Callable[[Any], bool]
 
 
 async def _under_load(bench: Bench, target: Target, scenario: str, event: Event) -> None:
-    in_flight = min(IN_FLIGHT, max(bench.options.concurrency))
+    in_flight = callers(bench)
     workload = Workload(kind="write", actors=bench.actors, payload_bytes=bench.options.payload_bytes)
     await workload.prepare(target.client)
     await target.whole()

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 
 from bench.bench import Bench
-from bench.scenarios import calls, cold, faults, resting, scale
+from bench.scenarios import calls, cold, faults, inside, one, resting, scale, stages
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Scenario:
 _ALL = (
     Scenario("write", "a call that changes state: logged, synced on a quorum, exactly once", calls.write),
     Scenario("read", "a call that changes nothing, answered by the primary", calls.read),
+    Scenario("one", "one caller: writes and reads in turns with a bare round trip and etcd, and the ratios of the medians", one.one),
     Scenario("mixed", "nine reads to one write", calls.mixed),
     Scenario("map", "reads in batches of 1,000 with client.map; figures are per single call", calls.batch),
     Scenario("chain", "an actor calls an actor that calls a third one; each changes its state", calls.chain),
@@ -34,6 +35,10 @@ _ALL = (
     Scenario("drain", "a host is drained and taken back under load", faults.drain),
     Scenario("failover", "a host is killed (SIGKILL) under load, and comes back", faults.failover),
     Scenario("idle", "what a grid costs that nobody calls", resting.idle),
+    Scenario(
+        "inside", "hosts and client in one process: CPU per call with the least noise, to compare two versions of the code", inside.inside
+    ),
+    Scenario("stages", "where the time of a call goes, by stage of the hot path: a profile, for shares and not for speed", stages.stages),
     Scenario("memory", "bytes that an idle activation takes (100,000, or --actors)", resting.memory),
 )
 

@@ -51,6 +51,13 @@ def test_numbers_are_separated_by_commas_and_not_repeated():
         parse_numbers("101", high=100)
 
 
+def test_the_standard_runs_have_one_caller_of_the_grid_and_of_the_peers():
+    jobs = standard_jobs(("echo", "etcd-3"))
+    assert any("one" in job.scenarios for job in jobs)
+    assert any({"write", "read"} <= set(job.scenarios) and 1 in job.options.concurrency for job in jobs)
+    assert all(1 in job.options.concurrency for job in jobs if job.peers)
+
+
 def test_the_standard_runs_name_scenarios_that_exist():
     for job in [*standard_jobs(("echo",)), *quick_jobs()]:
         assert set(job.scenarios) <= set(SCENARIOS)

@@ -40,6 +40,11 @@ def test_a_lost_change_is_a_regression_whatever_the_figures_are():
     assert judgements(make_row(), make_row(rate=2000.0, cpu=10.0, faults=faults)) == ["regression"]
 
 
+def test_calls_that_began_to_fail_are_warned_of():
+    assert judgements(make_row(), make_row(failed=3)) == ["warning"]
+    assert judgements(make_row(failed=3), make_row(failed=3)) == [""]
+
+
 def test_a_peer_that_became_slower_is_only_a_warning():
     assert judgements(make_row(system="etcd-3"), make_row(system="etcd-3", cpu=99.0)) == ["warning"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import dataclasses
 import os
 import shutil
 import signal
@@ -17,7 +19,14 @@ import psutil
 import pytest
 import uvloop
 
+from bench import peer_rows
+from bench.answer import LoadAnswer
+from bench.bench import Bench
+from bench.book import Book
+from bench.latencies import Latencies
 from bench.load import Load
+from bench.options import Options
+from bench.peers.child import RawAnswer
 from bench.peers.echo import Echo
 from bench.peers.etcd import Etcd
 from bench.peers.interface import KEYS, MissingPeerError, Peer, PeerError, key, known
@@ -25,6 +34,7 @@ from bench.peers.processes import ROOT, free_ports
 from bench.peers.prototype import DIRECTORY_VARIABLE, Prototype
 from bench.peers.redis_server import RedisAof
 from bench.peers.restate_server import RestateOne
+from bench.results import Missing
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 #: Has a child of its own, and both take no notice of SIGTERM.
@@ -167,6 +177,64 @@ asyncio.run(main())
     assert alive(pids) == []
 
 
+def test_raw_figures_of_a_foreign_client_become_a_load() -> None:
+    def numbers(*values: int) -> str:
+        return base64.b64encode(b"".join(value.to_bytes(8, "little") for value in values)).decode()
+
+    ms = 1_000_000
+    answer = RawAnswer(
+        over_ns=3000 * ms,
+        took_ns=numbers(10 * ms, 20 * ms),
+        ended_ns=numbers(10 * ms, 1000 * ms),
+        failed_ns=numbers(5000 * ms),
+        errors={"Unavailable": 1},
+        acknowledged=[1, 1],
+        unknown=[0, 1],
+        folding_cpu_s=2.0,
+    )
+    load = answer.load()
+    assert (load.calls, load.failed, load.errors) == (2, 1, {"Unavailable": 1})
+    assert (load.elapsed_s, load.longest_gap_s) == (3.0, 2.0)
+    assert load.latencies.slowest_ms == pytest.approx(20, rel=0.001)
+    assert [(each.at_s, each.calls, each.failed) for each in load.timeline if each.calls or each.failed] == [
+        (0.0, 1, 0),
+        (1.0, 1, 0),
+        (3.0, 0, 1),
+    ]
+    assert load.folding_cpu_s >= 2.0
+    assert (answer.book().acknowledged, answer.book().unknown) == ([1, 1], [0, 1])
+
+
+def test_an_answer_of_another_process_comes_back_whole() -> None:
+    book = Book(3, refusals=(ConnectionError,))
+    book.answered(0)
+    book.failed(1, TimeoutError())
+    book.failed(2, ConnectionError())
+    load = Load(7, 2, 1.5, Latencies.of_ns([1_000_000] * 7), {"TimeoutError": 1}, 0.25, folding_cpu_s=0.5)
+    back = msgspec.json.decode(msgspec.json.encode(LoadAnswer.of(load, book)), type=LoadAnswer)
+    assert dataclasses.replace(back.load(), latencies=load.latencies) == load
+    assert back.load().latencies.count == 7
+    assert (back.book().acknowledged, back.book().unknown, back.book().refused) == ([1, 0, 0], [0, 1, 0], 1)
+
+
+def test_a_peer_that_fails_in_an_unheard_of_way_is_missing_and_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(OnlyProcesses):
+        name = "odd"
+
+        def __init__(self) -> None:
+            super().__init__({})
+
+        async def _load(self, operation: str, *, in_flight: int, duration_s: float) -> Load:
+            raise LookupError("who would have thought")
+
+    monkeypatch.setattr("bench.peer_rows.known", lambda: {"odd": Odd})
+    missing: list[Missing] = []
+    bench = Bench(Options(duration_s=0.1), lambda text: None)
+    uvloop.run(peer_rows.measure_peer(bench, "odd", ["write"], on_error=missing.append))
+    assert bench.rows == []
+    assert [(each.what, each.why) for each in missing] == [("odd", "failed: LookupError: who would have thought")]
+
+
 def test_free_ports_are_distinct() -> None:
     assert len(set(free_ports(20))) == 20
 
@@ -234,7 +302,8 @@ def test_etcd_loses_and_doubles_nothing_when_its_leader_is_killed(client: str, t
             # The fault bit, and there was traffic.
             assert len(etcd.pids()) == len(before) - 1
             assert load.calls > 200
-            assert load.longest_gap_s > 0.2
+            assert 0.2 < load.longest_gap_s < 4, "callers go on when there is a new leader"
+            assert any(each.calls for each in load.timeline[-10:])
             verdict = await etcd.verdict()
             assert verdict.is_clean
             assert (verdict.acknowledged, verdict.failed) == (load.calls, load.failed)

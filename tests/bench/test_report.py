@@ -95,6 +95,20 @@ def test_cards_say_when_something_was_lost():
     assert "1,000" in cards["Lost or made twice"].under
 
 
+def test_one_caller_has_a_card_with_what_it_was_measured_beside():
+    alone = [
+        make_row("one", operation="write", in_flight=1, run={"p50_ms": 0.6}, figures={"p50_of_etcd_put": 0.75}),
+        make_row("one", operation="write", system="etcd-3", in_flight=1, run={"p50_ms": 0.8}),
+    ]
+    (card,) = cards_of(alone)
+    assert (card.title, card.value) == ("One caller's write, p50", "0.600")
+    assert card.under == "0.75 × etcd put, 50.0 µs of CPU"
+
+
+def test_rows_with_another_payload_are_not_held_against_each_other():
+    assert ratios_of([make_row(payload_bytes=1000), make_row(system="etcd-3", rate=8000.0)]) == []
+
+
 def test_ratios_are_taken_at_the_same_concurrency_and_the_echo_is_a_limit_of_both():
     found = {(each.operation, each.system, each.in_flight): each for each in ratios_of(rows())}
     assert set(found) == {("write", "etcd-3", 64), ("write", "echo", 64), ("read", "echo", 64)}

@@ -1,14 +1,18 @@
 """A few scenarios on a real grid, for half a second each: does everything fit together? The figures mean nothing."""
 
 import asyncio
+import gc
 
 import pytest
+import uvloop
 
 from bench.options import Options, Rate
+from bench.peers import MissingPeerError
 from bench.report import write_report
 from bench.results import read
 from bench.runner import Job, run
-from bench.scenarios import scale
+from bench.scenarios import inside, one, scale
+from bench.workload import CHAIN, FAN
 
 
 class Silent:
@@ -47,6 +51,53 @@ def test_scenarios_measure_a_real_grid_and_lose_nothing(tmp_path, monkeypatch):
     assert [mark.what for mark in failover.marks if mark.kind == "event"] == ["SIGKILL host-2", "process is back", "all replicas caught up"]
     results.write(tmp_path / "results.json")
     assert write_report([read(tmp_path / "results.json")], tmp_path / "report").exists()
+
+
+@pytest.mark.slow
+def test_a_grid_inside_this_process_is_measured_and_gone_afterwards(monkeypatch):
+    monkeypatch.setattr(inside, "CALLS", {"write": 500, "read": 1000})
+    monkeypatch.setattr(inside, "ROUNDS", 2)
+    options = Options(concurrency=(64,), actors=200, partitions=(8,))
+    results = uvloop.run(run([Job(("inside",), options)], Silent()))
+    assert results.missing == []
+    assert [(row.operation, len(row.runs), row.in_flight) for row in results.rows] == [("write", 2, 64), ("read", 2, 64)]
+    for row in results.rows:
+        assert 1 < row.figures["cpu_us_per_call_min"] <= row.cpu_us_per_call < 10_000
+    assert gc.isenabled()
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_one_caller_takes_turns_with_a_bare_round_trip_and_goes_on_without_etcd(monkeypatch):
+    async def fails(self):
+        raise MissingPeerError("not here")
+
+    monkeypatch.setattr("bench.peers.etcd.Etcd._prepare", fails)
+    monkeypatch.setattr(one, "ROUNDS", 2)
+    monkeypatch.setattr(one, "ROUND_S", 0.2)
+    results = uvloop.run(run([Job(("one",), Options(actors=50, partitions=(8,)))], Silent()))
+    assert [each.what for each in results.missing] == ["one: etcd-3"]
+    rows = {(row.system, row.operation): row for row in results.rows}
+    assert set(rows) == {("actorgrid", "write"), ("actorgrid", "read"), ("echo", "echo")}
+    assert all(len(row.runs) == 2 and row.in_flight == 1 for row in results.rows)
+    assert rows["actorgrid", "read"].figures["p50_of_bare_round_trip"] > 1
+    assert rows["actorgrid", "write"].figures == {}
+    faults = rows["actorgrid", "write"].faults
+    assert faults is not None
+    assert faults.acknowledged > 20
+    assert (faults.lost, faults.doubled) == (0, 0)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_whatever_a_chain_and_a_fan_out_change_is_read_back(tmp_path):
+    options = Options(duration_s=0.5, warm_up_s=0.1, concurrency=(16,), actors=200, partitions=(8,))
+    results = asyncio.run(run([Job(("chain", "fan-out"), options)], Silent()))
+    assert results.missing == []
+    for row, changes in zip(results.rows, (CHAIN, FAN + 1), strict=True):
+        assert row.faults is not None
+        assert (row.faults.lost, row.faults.doubled, row.faults.failed) == (0, 0, 0)
+        assert row.faults.acknowledged >= row.runs[0].calls * changes
 
 
 def test_what_is_not_begun_in_time_is_said_to_be_missing():
