@@ -7,6 +7,8 @@ import socket
 
 import pytest
 
+import actorgrid
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="seed of randomised tests; default: a new one, printed when a test fails")
@@ -15,6 +17,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--seed") is None:
         config.option.seed = secrets.randbelow(1 << 32)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if actorgrid.__compiled__:
+        for item in items:
+            if "pure" in item.keywords:
+                item.add_marker(pytest.mark.skip("the build is compiled"))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -173,8 +173,8 @@ class ActorState:
             self.collections = tuple(collection.bind(self.view) for _, collection in shape.collections)
             for (name, _), collection in zip(shape.collections, self.collections, strict=True):
                 values[name] = collection
-        for name, default in shape.transients:
-            values[name] = copy.deepcopy(default)
+        for name, initial in shape.transients:
+            values[name] = copy.deepcopy(initial)
 
     @property
     def encoded_bytes(self) -> int:

@@ -79,7 +79,7 @@ _EXPIRATIONS_MAX = 5
 TIMEOUT_MAX_S: Final = 86_400
 
 
-def check_timeout_s(timeout_s: float) -> float:
+def check_timeout_s(timeout_s: Any) -> float:
     """`timeout_s` if it is one.
 
     :raises InvalidArgumentError: it is not a number above 0 and up to a day

@@ -67,9 +67,9 @@ class Deadlines:
         """Forget answered numbers behind one that is stuck (I16)."""
         limit = 2 * len(pending) + _SLACK
         if len(self.ordinary) > limit:
-            self.ordinary = deque(number for number in self.ordinary if number in pending)
+            self.ordinary = deque([number for number in self.ordinary if number in pending])
         if len(self.own) > limit:
-            self.own = deque(number for number in self.own if number in pending)
+            self.own = deque([number for number in self.own if number in pending])
         if len(self._heap) > limit:
             self._heap = [entry for entry in self._heap if entry[1] in pending]
             heapq.heapify(self._heap)

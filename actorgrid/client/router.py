@@ -169,7 +169,9 @@ class Router:
 
     def lanes_waiting_for(self, link: Link) -> Iterator[Lane]:
         """Lanes that lead to `link` and have calls to send."""
-        return (lane for lane in self.lanes.values() if lane.link is link and lane.is_waiting())
+        for lane in self.lanes.values():
+            if lane.link is link and lane.is_waiting():
+                yield lane
 
     def route(self, lane: Lane) -> None:
         """Point `lane` at the host that the map names, and flush what waits for it."""

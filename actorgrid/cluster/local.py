@@ -154,8 +154,10 @@ def _start_keeper(data: Path, order: keeper.KeeperOrder) -> subprocess.Popen[byt
     log_path.parent.mkdir(exist_ok=True)
     with log_path.open("wb") as log_file:
         process = subprocess.Popen(  # our own interpreter and module
-            # -P: a `ray.py` in the user's directory must not shadow Ray.
+            # -P: a `ray.py` in the user's directory must not shadow Ray. Nor anything else there, which is why the keeper works elsewhere:
+            # Ray puts the directory its driver works in before all others in its workers.
             [sys.executable, "-P", "-m", "actorgrid.cluster.keeper"],
+            cwd=log_path.parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,

@@ -25,6 +25,11 @@ logger = logging.getLogger(__name__)
 APPLY_DELAY_S: Final = 1.0
 #: In so many steps, each of which takes the replicas that wait longest: all at once would hold up every call of the host.
 APPLY_STEPS: Final = 10
+#: A batch of at least so many replicas is followed by the next one no sooner than so long after its own beginning: under load a batch costs
+#: about the same whether it has few records or many, and what comes meanwhile shares it. A lone call never waits for company. (The idea
+#: is that of PostgreSQL's commit_siblings and commit_delay.)
+PACED_FROM_WRITERS: Final = 8
+PACE_NS: Final = 2_000_000
 #: Secondaries are told what is committed after one to two times so long without anything new to append, which would tell them too.
 IDLE_DELAY_S: Final = 0.05
 
@@ -83,6 +88,7 @@ class GroupCommit:
         self._after_write: list[Callable[[], None]] = []
         self._stopped = False
         self._sync_began_ns = 0
+        self._paced_until_ns = 0  # 0: the next batch need not wait
         self._syncing_position = store.position
         #: The highest position of the store that is durable: what peers may be told.
         self.synced_position = store.position
@@ -93,9 +99,7 @@ class GroupCommit:
     def mark(self, writer: Writer) -> None:
         """`writer` has something for the next batch."""
         self._dirty[writer] = None
-        if not self._is_busy and not self._kick_scheduled:
-            self._kick_scheduled = True
-            self._loop.call_soon(self._kick)
+        self._kick_soon()
 
     def open_batch(self, writer: Writer) -> Batch:
         """The batch that is written next; `writer` hears of its sync."""
@@ -108,9 +112,7 @@ class GroupCommit:
         fill(self._any_batch())
         if done is not None:
             self._callbacks.append(done)
-        if not self._is_busy and not self._kick_scheduled:
-            self._kick_scheduled = True
-            self._loop.call_soon(self._kick)
+        self._kick_soon()
 
     def _any_batch(self) -> Batch:
         if self._open is None:
@@ -124,14 +126,19 @@ class GroupCommit:
     def has_unapplied(self, writer: Writer) -> None:
         """`writer` has committed changes that are not in the state yet, and others may not know that they are committed."""
         self._unapplied[writer] = self._idle[writer] = None
-        if self._apply_timer is None:
-            self._apply_timer = self._loop.call_later(APPLY_DELAY_S / APPLY_STEPS, self._apply_some)
-        if self._idle_timer is None:
-            self._idle_timer = self._loop.call_later(IDLE_DELAY_S, self._on_idle)
+        self._apply_later()
+        self._look_for_idle_later()
 
     def apply_soon(self, writer: Writer) -> None:
         """Somebody waits for what `writer` has committed to be in the state."""
         self._urgent[writer] = None
+        self._look_for_idle_later()
+
+    def _apply_later(self) -> None:
+        if self._apply_timer is None:
+            self._apply_timer = self._loop.call_later(APPLY_DELAY_S / APPLY_STEPS, self._apply_some)
+
+    def _look_for_idle_later(self) -> None:
         if self._idle_timer is None:
             self._idle_timer = self._loop.call_later(IDLE_DELAY_S, self._on_idle)
 
@@ -151,8 +158,8 @@ class GroupCommit:
         except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
             self._fail_because(error)
             return
-        if self._idle and self._idle_timer is None:
-            self._idle_timer = self._loop.call_later(IDLE_DELAY_S, self._on_idle)
+        if self._idle:
+            self._look_for_idle_later()
         if urgent:
             self._apply(list(urgent))
 
@@ -161,6 +168,17 @@ class GroupCommit:
         return now_ns - self._sync_began_ns if self._is_busy else 0
 
     # -- the cycle
+
+    def _kick_soon(self) -> None:
+        """Begin the next batch, unless one is being synced: then its end does it."""
+        if self._is_busy or self._kick_scheduled:
+            return
+        self._kick_scheduled = True
+        wait_s = (self._paced_until_ns - ambient.monotonic_ns()) / 1e9 if self._paced_until_ns else 0.0
+        if wait_s > 0:
+            self._loop.call_later(wait_s, self._kick)
+        else:
+            self._loop.call_soon(self._kick)
 
     def _kick(self) -> None:
         self._kick_scheduled = False
@@ -175,6 +193,7 @@ class GroupCommit:
         self._is_busy = True
         self._sync_began_ns = now_ns
         self._syncing, self._written = list(self._written), {}
+        self._paced_until_ns = now_ns + PACE_NS if len(self._syncing) >= PACED_FROM_WRITERS else 0
         self._syncing_callbacks, self._callbacks = self._callbacks, []
         for writer in self._syncing:
             writer.begin_sync()
@@ -209,9 +228,7 @@ class GroupCommit:
         """
         if self._open is not None and not self._stopped:
             self._write_open(ambient.monotonic_ns(), with_proposals=False)
-            if not self._is_busy and not self._kick_scheduled:
-                self._kick_scheduled = True
-                self._loop.call_soon(self._kick)
+            self._kick_soon()
 
     def _report_sync(self, error: StorageError | None) -> None:
         """In the sync thread."""
@@ -233,9 +250,8 @@ class GroupCommit:
         synced, self._syncing = self._syncing, []
         callbacks, self._syncing_callbacks = self._syncing_callbacks, []
         # The next batch starts before the answers of this one are sent: the disk works while the answers are encoded.
-        if (self._dirty or self._callbacks or self._written) and not self._kick_scheduled:
-            self._loop.call_soon(self._kick)
-            self._kick_scheduled = True
+        if self._dirty or self._callbacks or self._written:
+            self._kick_soon()
         try:
             for writer in synced:
                 writer.synced(now_ns)
@@ -248,8 +264,8 @@ class GroupCommit:
         self._apply_timer = None
         waiting = self._unapplied
         self._apply(list(itertools.islice(waiting, -(-len(waiting) // APPLY_STEPS))))
-        if self._unapplied and self._apply_timer is None and not self._stopped:
-            self._apply_timer = self._loop.call_later(APPLY_DELAY_S / APPLY_STEPS, self._apply_some)
+        if self._unapplied and not self._stopped:
+            self._apply_later()
 
     def _apply(self, writers: list[Writer]) -> None:
         """Put what these have committed into the state."""

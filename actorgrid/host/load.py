@@ -29,7 +29,7 @@ class ReportedLoad:
         """The sum over the activations."""
         return self._parts / PARTS
 
-    def report(self, activation: Activation, load: float) -> None:
+    def report(self, activation: Activation, load: object) -> None:
         """Let `activation` have this load, in place of what it said before.
 
         :raises InvalidArgumentError: it is no number, negative or not finite

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: What is running when a partition is to be handed over gets so long, one try after another; meanwhile its callers wait.
-HAND_OVER_PATIENCE_S: Final = (0.02, 0.04, 0.08, 0.25)
+HAND_OVER_PATIENCE_S: Final[tuple[float, ...]] = (0.02, 0.04, 0.08, 0.25)
 #: Before each try, the partition serves on for so long at most, until none of its turns waits for other actors.
 HAND_OVER_QUIET_S: Final = 0.1
 #: How long a look at who was heard is good for.
@@ -558,7 +558,7 @@ class HostedPartition:
         for activation in list(self.activations.values()):
             queue = activation.queue
             if queue is not None and activation.running:
-                hooks = deque(turn for turn in queue if not turn.client_id)
+                hooks = deque([turn for turn in queue if not turn.client_id])
                 for turn in [turn for turn in queue if turn.client_id]:
                     self._runner.refuse_with(turn, busy)
                 activation.queue = hooks or None

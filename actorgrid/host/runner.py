@@ -44,8 +44,6 @@ from actorgrid.wire.messages import STATUS_ERROR, STATUS_OK, encode
 logger = logging.getLogger(__name__)
 
 TRACEBACK_CHARACTERS_MAX: Final = 8192
-#: Of a stand-in that nobody kept: the runner's, that of the step's frame, and that of the question.
-STAND_IN_REFERENCES: Final = 3
 ERROR_CHARACTERS_MAX: Final = 4096
 ERROR_BYTES_MAX: Final = 65_536
 
@@ -144,6 +142,7 @@ class Runner:
         self._settings = settings
         self._watchdog = watchdog
         self._stand_in = FirstStepTask(loop)
+        self._unshared_references = self._count_references()
         #: What every turn's context begins with: nothing that another turn has set.
         self._context = contextvars.copy_context()
         #: Turns admitted and not over, and the bytes of their arguments: what the host's bounds are held against (I16).
@@ -270,12 +269,20 @@ class Runner:
             return False
         finally:
             _leave_task(loop, stand_in)  # type: ignore[arg-type]
-            if stand_in.used or sys.getrefcount(stand_in) > STAND_IN_REFERENCES:
+            if stand_in.used or sys.getrefcount(stand_in) > self._unshared_references:
                 self._stand_in = FirstStepTask(loop)
         if watchdog.struck is not None:
             watchdog.settle(turn)
         self._finish(turn, value, error)
         return True
+
+    def _count_references(self) -> int:
+        """How often `_step` finds the stand-in referred to if nobody has kept it: by the runner, its own frame, and the question.
+
+        Counted and not known, since compiled code borrows what interpreted code holds.
+        """
+        stand_in = self._stand_in
+        return sys.getrefcount(stand_in)
 
     def _suspend(
         self, turn: Turn, coroutine: Coroutine[Any, Any, Any], awaited: Any, context: contextvars.Context, stand_in: FirstStepTask

@@ -153,7 +153,7 @@ class Turn(TurnContext):
         self.calls_made += 1
         return path
 
-    # -- TurnContext
+    # -- TurnContext; what actors hand in is checked behind it, where the error can say what is wrong: hence Any
 
     @property
     def actor_type(self) -> str:
@@ -171,11 +171,11 @@ class Turn(TurnContext):
     def deadline_s(self) -> float:
         return max(0.0, (self.deadline_ns - ambient.monotonic_ns()) / 1e9)
 
-    def get(self, actor: type[T], actor_id: str) -> T:
+    def get(self, actor: type[T], actor_id: Any) -> T:
         return self.activation.partition.outgoing.proxy(self, actor, actor_id)
 
     def call(
-        self, method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], actor_id: str, *args: P.args, **kwargs: P.kwargs
+        self, method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]], actor_id: Any, *args: P.args, **kwargs: P.kwargs
     ) -> Awaitable[R]:
         return self.activation.partition.outgoing.call(self, method, actor_id, args, kwargs)
 
@@ -183,7 +183,7 @@ class Turn(TurnContext):
         result: R = await self.activation.partition.outgoing.offload(self, function, args, cpus, memory_bytes)
         return result
 
-    def report_load(self, load: float) -> None:
+    def report_load(self, load: Any) -> None:
         self.activation.partition.load.report(self.activation, load)
 
     def __repr__(self) -> str:

@@ -143,7 +143,7 @@ class Following(Elections):
             raise self._violation("I3", f"truncate from {lsn}, committed are {self.committed_lsn}")
         self.log.truncate_from(lsn)
         self.synced_lsn = min(self.synced_lsn, lsn - 1)
-        self._unsynced = deque((write_no, min(last_lsn, lsn - 1)) for write_no, last_lsn in self._unsynced)
+        self._unsynced = deque([(write_no, min(last_lsn, lsn - 1)) for write_no, last_lsn in self._unsynced])
         self._effects.append(TruncateLog(lsn))
         self._take_role()
 

@@ -179,7 +179,7 @@ class Membership(Feeding):
         self._campaign = Campaign.NONE
         self._take_role()
         # What follows the copy on the disk is durable after it, and so is whatever is said from now on.
-        self._after = deque(waiting for waiting in self._after if not isinstance(waiting[2], int))
+        self._after = deque([waiting for waiting in self._after if not isinstance(waiting[2], int)])
         self.synced_lsn = 0
         self._save_epoch()
         self._unsynced = deque([(self._write_no, lsn)])

@@ -15,24 +15,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from typing import Any, Final
-
-import msgspec
-from msgspec import Struct
+from typing import Any
 
 from actorgrid.replication.entry import NO_CLIENT, ClientMark, LogRecord
+from actorgrid.replication.session_record import SessionImage, SessionRecord, decode_image, encode_image
 
 RecordKey = int | tuple[int, tuple[int, ...]]
 """Number of a client's own call, or (number, path) of a nested one."""
-
-
-class SessionRecord(Struct, array_like=True, gc=False):
-    """The answer of one executed request: ``status`` and ``result`` as in the entry at ``lsn``."""
-
-    digest: int
-    status: int
-    result: bytes
-    lsn: int
 
 
 class Decision(enum.Enum):
@@ -106,20 +95,6 @@ class Session:
         return len(self.records) + len(self.nested)
 
 
-class _SessionImage(Struct, array_like=True):
-    order: int
-    floor_lsn: int
-    lowest: int
-    lowest_anywhere: int
-    last_lsn: int
-    records: list[tuple[int, SessionRecord]]
-    nested: list[tuple[int, tuple[int, ...], SessionRecord]]
-
-
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode_image: Final = msgspec.msgpack.Decoder(_SessionImage).decode
-
-
 class SessionTable:
     """The sessions of one partition.
 
@@ -133,6 +108,7 @@ class SessionTable:
         self.bytes = 0
         self.evicted_lsn = 0
         self._marks = 0
+        self._forgotten_total = 0
         self._sessions: dict[bytes, Session] = {}
         #: Clients that are only running something, with no entry yet: not part of the replicated state.
         self._unlogged: dict[bytes, Session] = {}
@@ -174,13 +150,15 @@ class SessionTable:
         :return: the sessions of ``record.clients``, in that order
         """
         clients, lsn, last_lsn = record.clients, record.first_lsn, record.last_lsn
+        forgotten_before = self._forgotten_total
         sessions = [self._mark(mark, last_lsn) for mark in clients]
+        all_are_kept = self._forgotten_total == forgotten_before  # else one was perhaps forgotten for a later client of this record
         for entry in record.entries:
             client = entry.client
             if client != NO_CLIENT and entry.key is None:
                 session, result = sessions[client], entry.result
                 session.bytes += len(result)
-                if clients[client].client_id in self._sessions:  # and was not forgotten for a later client of this record
+                if all_are_kept or clients[client].client_id in self._sessions:
                     self.bytes += len(result)
                 remembered = SessionRecord(entry.digest, entry.status, result, lsn)
                 if entry.path:
@@ -223,6 +201,7 @@ class SessionTable:
     def _forget_oldest(self) -> None:
         oldest = next(iter(self._sessions))
         session = self._sessions.pop(oldest)
+        self._forgotten_total += 1
         self.bytes -= session.bytes
         self.evicted_lsn = max(self.evicted_lsn, session.last_lsn)
         self._changed.pop(oldest, None)
@@ -245,7 +224,7 @@ class SessionTable:
 
     def load_image(self, client_id: bytes, image: bytes) -> None:
         """Take one image of a checkpoint; when all are in, call `loaded`."""
-        decoded = _decode_image(image)
+        decoded = decode_image(image)
         session = Session(decoded.floor_lsn)
         session.order = decoded.order
         session.lowest, session.lowest_anywhere, session.last_lsn = decoded.lowest, decoded.lowest_anywhere, decoded.last_lsn
@@ -290,8 +269,8 @@ def _free_below(session: Session, lowest: int, lowest_anywhere: int) -> int:
 
 
 def _image_of(session: Session) -> bytes:
-    return _encode(
-        _SessionImage(
+    return encode_image(
+        SessionImage(
             session.order,
             session.floor_lsn,
             session.lowest,

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import operator
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -22,7 +23,8 @@ from xxhash import xxh3_128
 from actorgrid.errors import CorruptLogError
 from actorgrid.replication.configuration import Configuration, decode_configuration
 from actorgrid.replication.entry import STATUS_CONFIGURATION, LogRecord
-from actorgrid.replication.sessions import SessionRecord, SessionTable
+from actorgrid.replication.session_record import SessionRecord
+from actorgrid.replication.sessions import SessionTable
 from actorgrid.settings import HostSettings
 from actorgrid.storage import keys
 from actorgrid.storage.log import LogItem, ReplicaLog
@@ -72,9 +74,12 @@ class StoredEntries:
 
     def scan(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         prefix = self._prefix
-        cut = len(prefix)
-        pairs = self._store.scan(prefix + start, prefix + stop, reverse=reverse)
-        return ((key[cut:], value) for key, value in pairs)
+        return _without_prefix(self._store.scan(prefix + start, prefix + stop, reverse=reverse), len(prefix))
+
+
+def _without_prefix(pairs: Iterable[tuple[bytes, bytes]], size: int) -> Iterator[tuple[bytes, bytes]]:
+    for key, value in pairs:
+        yield key[size:], value
 
 
 class ReplicaStore:
@@ -296,8 +301,8 @@ class ReplicaStore:
     def _expired(self, start: bytes, stop: bytes) -> Iterator[bytes]:
         """Expiry keys in the range, oldest first: what is applied and what is not yet, so that it does not matter what is."""
         unapplied = self._unapplied
-        applied = (key for key, _ in self.store.scan(start, stop) if key not in unapplied)
-        waiting = (key for key in sorted(self._new_expiries) if key < stop and unapplied.get(key) is not None)
+        applied = itertools.filterfalse(unapplied.__contains__, map(operator.itemgetter(0), self.store.scan(start, stop)))
+        waiting = [key for key in sorted(self._new_expiries) if key < stop and unapplied.get(key) is not None]
         return heapq.merge(applied, waiting)
 
     def take_changed_addresses(self) -> list[str]:

@@ -360,6 +360,7 @@ def test_the_arguments_of_waiting_reads_count_for_the_hosts_bound(tmp_path):
     run(main)
 
 
+@pytest.mark.pure  # patches what is compiled
 def test_a_hanging_on_activate_is_told_to_those_who_wait_and_not_tried_again_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(partition_module, "HOOK_TIMEOUT_NS", 300_000_000)
 
@@ -395,6 +396,7 @@ def test_what_a_read_changed_in_a_large_field_is_undone_before_the_next_write(tm
     run(main)
 
 
+@pytest.mark.pure  # patches what is compiled
 def test_an_unexpected_error_in_the_commit_ends_the_duty_and_answers_callers(tmp_path, monkeypatch):
     async def main():
         async with serving(tmp_path) as hosts, raw_client(hosts[0]) as client:

@@ -16,6 +16,8 @@ from actorgrid.replication.liveness import MS
 from actorgrid.replication.messages import Append, CampaignNow, VoteRequest
 from actorgrid.replication.replica import Replica, Role
 
+pytestmark = pytest.mark.pure
+
 A, B, C, D, E = (Member(name, 1) for name in "abcde")
 
 

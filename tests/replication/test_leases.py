@@ -212,6 +212,7 @@ def cluster_with(bug: type[Replica] | type[Liveness] | None, times: Times | None
     return Cluster("abc", seed=1, times=times, rates=rates, replica_class=replica_class, liveness_class=liveness_class)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(("bug", "schedule"), CASES, ids=[bug.__name__ for bug, _ in CASES])
 def test_each_planted_bug_breaks_the_lease_and_the_core_does_not(bug, schedule):
     schedule(cluster_with(None))
@@ -261,6 +262,7 @@ def the_primary_removes_itself_and_the_last_voter_restarts(cluster: Cluster) -> 
     assert primaries(cluster) == {"a": 1}
 
 
+@pytest.mark.pure
 def test_a_lone_voter_keeps_the_promises_of_its_last_life_while_others_may_vote_too():
     the_primary_removes_itself_and_the_last_voter_restarts(cluster_with(None))
     with pytest.raises(InvariantViolation) as caught:

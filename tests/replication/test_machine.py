@@ -259,6 +259,7 @@ TestPartitionOfFive = PartitionOfFive.TestCase
 TestPartitionOfFive.settings = THOROUGH
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("bug", [bugs.CommitsWithOneLess, bugs.VotesBeforeTheSync, bugs.AcknowledgesBeforeTheSync, bugs.VotesWhileBound])
 def test_the_machine_finds_bugs(bug: type[Replica]) -> None:
     class WithBug(Partition):

@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--print-plan", action="store_true", help="print the plan of --seed and run nothing")
     parser.add_argument("--verbose", action="store_true", help="with the log of every host")
     parser.add_argument("--digest", action="store_true", help="print one line for each seed: the seed and the digest of its run")
+    parser.add_argument("--bare", action="store_true", help="change no constants and judge only the end, as a compiled build does")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--hours", type=float, default=0.0, help="begin no more seeds after so long")
     parser.add_argument("--json", type=Path, help="write the coverage here")
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _one(plan: plans.Plan, options: argparse.Namespace) -> int:
-    result = run(plan, logs=logging.INFO if options.verbose else logging.WARNING)
+    result = run(plan, logs=logging.INFO if options.verbose else logging.WARNING, bare=options.bare)
     print(plan)
     if options.verbose:
         print("\n".join(result.tail))
@@ -79,7 +80,7 @@ def _many(seeds: range, options: argparse.Namespace) -> int:
     end_s = began_s + options.hours * 3600 if options.hours else float("inf")
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("seeds", total=len(seeds) if len(seeds) < ENDLESS else None)
-        for result in results_of(itertools.takewhile(lambda _: time.monotonic() < end_s, seeds), options.processes):
+        for result in results_of(itertools.takewhile(lambda _: time.monotonic() < end_s, seeds), options.processes, bare=options.bare):
             counts += result.counts
             runs_with.update(result.counts.keys())
             simulated_s += result.simulated_s

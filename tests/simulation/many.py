@@ -15,17 +15,17 @@ CHUNK = 4
 CHUNKS_PER_PROCESS = 12
 
 
-def run_seeds(seeds: tuple[int, ...]) -> list[Result]:
+def run_seeds(seeds: tuple[int, ...], bare: bool) -> list[Result]:
     """Some seeds, in a process of the pool. What they leave goes with the process: to collect it would take an eighth of the time."""
     gc.disable()
-    return [run(plans.draw(seed), keep_tail=False) for seed in seeds]
+    return [run(plans.draw(seed), keep_tail=False, bare=bare) for seed in seeds]
 
 
-def results_of(seeds: Iterable[int], processes: int) -> Iterator[Result]:
+def results_of(seeds: Iterable[int], processes: int, *, bare: bool = False) -> Iterator[Result]:
     """Results as they come. Of `seeds` no more is taken than what runs next; each process ends after some, so that nothing can pile up."""
     if processes <= 1:
         for seed in seeds:
-            yield from run_seeds((seed,))
+            yield from run_seeds((seed,), bare)
         return
     left = iter(seeds)
     waiting: set[Future[list[Result]]] = set()
@@ -33,7 +33,7 @@ def results_of(seeds: Iterable[int], processes: int) -> Iterator[Result]:
     with ProcessPoolExecutor(processes, mp_context=spawn, max_tasks_per_child=CHUNKS_PER_PROCESS) as pool:
         while True:
             while len(waiting) <= processes and (chunk := tuple(itertools.islice(left, CHUNK))):
-                waiting.add(pool.submit(run_seeds, chunk))
+                waiting.add(pool.submit(run_seeds, chunk, bare))
             if not waiting:
                 return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)

@@ -30,6 +30,7 @@ def test_a_mutant_is_there_as_long_as_it_is_on(name):
     assert [vars(owner).get(attribute) for owner, attribute in places] == before
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(("name", "said"), KNOWN)
 def test_a_mutant_is_found_within_a_few_seeds(name, said):
     caught = try_seeds(name, range(1, 16)).caught

