@@ -65,7 +65,12 @@ from setuptools import setup
 setup(
     name="actorgrid-hot",
     packages=[],
-    ext_modules=mypycify(["--strict", "--ignore-missing-imports", *{modules!r}], opt_level="3", debug_level="0", group_name="actorgrid"),
+    ext_modules=mypycify(
+        ["--strict", "--no-warn-unused-ignores", "--ignore-missing-imports", *{modules!r}],
+        opt_level="3",
+        debug_level="0",
+        group_name="actorgrid",
+    ),
 )
 """
 
@@ -79,7 +84,7 @@ class CompileHook(BuildHookInterface[Any]):
         return os.environ.get("ACTORGRID_COMPILE", "") == "1" and self.target_name == "wheel"
 
     def dependencies(self) -> list[str]:
-        return ["mypy>=1.14", "setuptools>=77", "msgspec>=0.19", "xxhash>=3.4"] if self._is_wanted() else []
+        return ["mypy>=2.4,<2.5", "setuptools>=77", "msgspec>=0.19", "xxhash>=3.4"] if self._is_wanted() else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile in a copy, and add what comes out to the wheel.
@@ -93,6 +98,15 @@ class CompileHook(BuildHookInterface[Any]):
                 "ACTORGRID_COMPILE=1 cannot be combined with an editable install: the compiled modules would hide your changes"
             )
         self._directory = Path(tempfile.mkdtemp(prefix="actorgrid-compile-"))
+        try:
+            self._compile(build_data)
+        except BaseException:  # the frontend calls `finalize` only after a success
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+    def _compile(self, build_data: dict[str, Any]) -> None:
         for package in PACKAGES:
             shutil.copytree(Path(self.root) / package, self._directory / package, ignore=shutil.ignore_patterns("__pycache__"))
         (self._directory / "setup.py").write_text(_SETUP.format(modules=list(HOT)))
@@ -114,12 +128,13 @@ class CompileHook(BuildHookInterface[Any]):
             raise RuntimeError(
                 f"the hot modules could not be compiled (exit code {done.returncode}); without ACTORGRID_COMPILE=1 they need not be"
             )
-        for built in sorted(self._directory.rglob("*.so")):
-            place = built.relative_to(self._directory)
-            if place.parts[0] != "build":
-                build_data["force_include"][str(built)] = str(place)
-        build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+        found = {built: built.relative_to(self._directory) for built in sorted(self._directory.rglob("*.so"))}
+        modules = {str(built): str(place) for built, place in found.items() if place.parts[0] != "build"}
+        if len(modules) != len(HOT) + 1:
+            raise RuntimeError(
+                f"expected {len(HOT)} compiled modules and what they share, found {len(modules)}: {sorted(modules.values())}"
+            )
+        build_data["force_include"].update(modules)
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Leave nothing behind."""

@@ -151,13 +151,15 @@ def up(
 
 def _start_keeper(data: Path, order: keeper.KeeperOrder) -> subprocess.Popen[bytes]:
     log_path = _keeper_log(data)
-    log_path.parent.mkdir(exist_ok=True)
+    work = log_path.parent / "work"  # with nothing in it
+    work.mkdir(parents=True, exist_ok=True)
     with log_path.open("wb") as log_file:
         process = subprocess.Popen(  # our own interpreter and module
             # -P: a `ray.py` in the user's directory must not shadow Ray. Nor anything else there, which is why the keeper works elsewhere:
             # Ray puts the directory its driver works in before all others in its workers.
             [sys.executable, "-P", "-m", "actorgrid.cluster.keeper"],
-            cwd=log_path.parent,
+            cwd=work,
+            env={**os.environ, **_absolute_python_path()},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log_file,
@@ -168,6 +170,12 @@ def _start_keeper(data: Path, order: keeper.KeeperOrder) -> subprocess.Popen[byt
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(msgspec.json.encode(order))
     return process
+
+
+def _absolute_python_path() -> dict[str, str]:
+    """PYTHONPATH as the caller means it, for processes that work in another directory."""
+    entries = os.environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": os.pathsep.join(os.path.abspath(each) for each in entries.split(os.pathsep))} if entries else {}
 
 
 def _follow(process: subprocess.Popen[bytes], data: Path, timeout_s: float, progress: Progress) -> keeper.Step:

@@ -1,9 +1,9 @@
 """Group commit: one batch, one sync, for everything all replicas of a host did meanwhile.
 
-While one sync is under way the next batch forms, so that the batches grow with the load and no timer is needed. What replicas want durable
-(epochs, votes, log records) goes into the open batch as it comes (`open_batch`); a primary's entries and the applied state join when the
-batch is written. Nobody is answered before the sync that covers the entry has returned (I2). A failed write or sync ends the duty of every
-replica of the store (I12).
+While one sync is under way the next batch forms, so that the batches grow with the load; where many replicas write, batches are also paced.
+What replicas want durable (epochs, votes, log records) goes into the open batch as it comes (`open_batch`); a primary's entries and the
+applied state join when the batch is written. Nobody is answered before the sync that covers the entry has returned (I2). A failed write or
+sync ends the duty of every replica of the store (I12).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 APPLY_DELAY_S: Final = 1.0
 #: In so many steps, each of which takes the replicas that wait longest: all at once would hold up every call of the host.
 APPLY_STEPS: Final = 10
-#: A batch of at least so many replicas is followed by the next one no sooner than so long after its own beginning: under load a batch costs
-#: about the same whether it has few records or many, and what comes meanwhile shares it. A lone call never waits for company. (The idea
-#: is that of PostgreSQL's commit_siblings and commit_delay.)
+#: A batch of at least so many replicas is followed by the next one about so long after its own beginning, not sooner: under load a batch
+#: costs about the same whether it has few records or many, and what comes meanwhile shares it. Where little is written nobody waits for
+#: company. (The idea is that of PostgreSQL's commit_siblings and commit_delay; the loop's timers go by whole milliseconds.)
 PACED_FROM_WRITERS: Final = 8
 PACE_NS: Final = 2_000_000
 #: Secondaries are told what is committed after one to two times so long without anything new to append, which would tell them too.
@@ -169,6 +169,11 @@ class GroupCommit:
 
     # -- the cycle
 
+    @property
+    def _is_wanted(self) -> bool:
+        """Whether there is anything for a batch or a sync."""
+        return bool(self._dirty or self._callbacks or self._written) or self._open is not None
+
     def _kick_soon(self) -> None:
         """Begin the next batch, unless one is being synced: then its end does it."""
         if self._is_busy or self._kick_scheduled:
@@ -182,7 +187,7 @@ class GroupCommit:
 
     def _kick(self) -> None:
         self._kick_scheduled = False
-        if self._is_busy or self._stopped or not (self._dirty or self._callbacks or self._written):
+        if self._is_busy or self._stopped or not self._is_wanted:
             return
         now_ns = ambient.monotonic_ns()
         try:
@@ -250,7 +255,7 @@ class GroupCommit:
         synced, self._syncing = self._syncing, []
         callbacks, self._syncing_callbacks = self._syncing_callbacks, []
         # The next batch starts before the answers of this one are sent: the disk works while the answers are encoded.
-        if self._dirty or self._callbacks or self._written:
+        if self._is_wanted:
             self._kick_soon()
         try:
             for writer in synced:
@@ -325,7 +330,11 @@ class GroupCommit:
     async def drain(self, timeout_s: float) -> None:
         """Wait until nothing is left to write, at most `timeout_s`."""
         deadline_s = self._loop.time() + timeout_s
-        while (self._is_busy or self._dirty or self._callbacks) and not self._stopped and self._loop.time() < deadline_s:
+        while (
+            (self._is_busy or self._dirty or self._callbacks or self._open is not None)
+            and not self._stopped
+            and self._loop.time() < deadline_s
+        ):
             await asyncio.sleep(0.002)
         if not self._is_busy:
             self._apply(list(self._unapplied))

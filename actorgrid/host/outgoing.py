@@ -236,10 +236,10 @@ class OutgoingCalls:
             await asyncio.sleep(delay_s * (0.5 + self._random.random() / 2))
             delay_s = min(2 * delay_s, RETRY_MAX_S)
 
-    async def offload(self, turn: Turn, function: Callable[..., Any], args: tuple[Any, ...], cpus: float, memory_bytes: int | None) -> Any:
+    async def offload(self, turn: Turn, function: Callable[..., Any], args: tuple[Any, ...], cpus: Any, memory_bytes: Any) -> Any:
         name = name_of(function)
         codec = codec_of(function)
-        if not 0 <= cpus <= 4096:
+        if isinstance(cpus, bool) or not isinstance(cpus, int | float) or not 0 <= cpus <= 4096:
             raise InvalidArgumentError(f"grid.offload: cpus must be 0..4096, got {cpus!r}")
         encoded = codec.encode_args(args, {})
         await self._until_committed(turn)

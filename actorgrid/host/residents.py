@@ -50,7 +50,7 @@ class Residents:
                 continue
             activation.settle()
             if activation.used:
-                activation.used = False
+                activation.used = bool(activation.running) or activation.queue is not None  # what those change is measured next time
                 activation.last_used_s = now_s
                 size = activation.size_bytes()
                 self.bytes += size - activation.bytes

@@ -39,9 +39,7 @@ class Outgoing(Protocol):
     def call(
         self, turn: Turn, function: Callable[..., Any], actor_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Awaitable[Any]: ...
-    async def offload(
-        self, turn: Turn, function: Callable[..., Any], args: tuple[Any, ...], cpus: float, memory_bytes: int | None
-    ) -> Any: ...
+    async def offload(self, turn: Turn, function: Callable[..., Any], args: tuple[Any, ...], cpus: Any, memory_bytes: Any) -> Any: ...
 
 
 class Turn(TurnContext):
@@ -179,7 +177,7 @@ class Turn(TurnContext):
     ) -> Awaitable[R]:
         return self.activation.partition.outgoing.call(self, method, actor_id, args, kwargs)
 
-    async def offload(self, function: Callable[..., R], *args: Any, cpus: float = 1.0, memory_bytes: int | None = None) -> R:
+    async def offload(self, function: Callable[..., R], *args: Any, cpus: Any = 1.0, memory_bytes: Any = None) -> R:
         result: R = await self.activation.partition.outgoing.offload(self, function, args, cpus, memory_bytes)
         return result
 

@@ -7,6 +7,7 @@ import collections
 import contextvars
 import sys
 import time
+import weakref
 
 from actorgrid import errors as grid_errors
 from actorgrid import grid
@@ -224,6 +225,12 @@ class Juggler:
             return grid.current().actor_id
 
         return len(await asyncio.create_task(work()))
+
+    async def known_weakly(self) -> bool:
+        first = asyncio.current_task()
+        known = weakref.WeakKeyDictionary({first: "mine"})  # as libraries keep what belongs to a task
+        await asyncio.sleep(0)
+        return known[first] == "mine"
 
     async def same_task(self) -> bool:
         first = asyncio.current_task()

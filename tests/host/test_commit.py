@@ -18,6 +18,7 @@ from actorgrid.errors import (
     StorageError,
     WriteInDoubtError,
 )
+from actorgrid.host.residents import Residents
 from actorgrid.settings import HostSettings
 
 
@@ -349,3 +350,39 @@ def test_a_stop_does_not_wait_for_a_turn_that_hangs(tmp_path, monkeypatch):
 def test_in_doubt_is_never_told_as_refused():
     assert issubclass(WriteInDoubtError, OutcomeUnknownError)
     assert not issubclass(WriteInDoubtError, HostUnavailableError)
+
+
+class _Grown:
+    """As much of an activation as a sweep looks at."""
+
+    def __init__(self):
+        self.dead, self.used, self.running, self.queue = False, True, (), None
+        self.bytes, self.size, self.last_used_s = 1024, 1024, 0.0
+
+    def settle(self):
+        """Nothing to settle."""
+
+    def size_bytes(self):
+        return self.size
+
+
+def test_what_a_turn_changes_after_a_sweep_is_measured_by_the_next_one():
+    residents = Residents(HostSettings())
+    grown = _Grown()
+    residents.added(grown)
+    grown.running = (object(),)
+    residents.sweep(1.0)
+    grown.running, grown.size = (), 900_000
+    residents.sweep(2.0)
+    assert residents.bytes == grown.bytes == 900_000
+    assert not grown.used
+
+
+def test_what_is_submitted_without_anybody_waiting_is_written_all_the_same(tmp_path):
+    async def main():
+        async with serving(tmp_path) as (host,):
+            await asyncio.sleep(0.2)
+            host._commit.submit(lambda batch: batch.put(b"\xffnobody-waits", b"1"))
+            await until(lambda: host._store.get(b"\xffnobody-waits") == b"1", 1)
+
+    run(main)

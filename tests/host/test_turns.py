@@ -240,7 +240,15 @@ def test_blocking_methods_run_in_threads_side_by_side(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "result"),
-    [("time_out", "timed out"), ("in_time", "in time"), ("group", 10), ("group_fails", "failed"), ("child", 1), ("same_task", True)],
+    [
+        ("time_out", "timed out"),
+        ("in_time", "in time"),
+        ("group", 10),
+        ("group_fails", "failed"),
+        ("child", 1),
+        ("same_task", True),
+        ("known_weakly", True),
+    ],
 )
 def test_asyncio_tools_work_from_the_first_line_of_a_turn(tmp_path, method, result):
     async def main():

@@ -48,6 +48,11 @@ KNOBS: Final[tuple[tuple[str, float, float], ...]] = (
     ("actorgrid.replication.feeding.WINDOW_ENTRIES", 16, 32_768),
     ("actorgrid.replication.membership.PROMOTE_LAG_ENTRIES", 1, 512),
 )
+#: As `KNOBS`, in half of the runs: simulated hosts have few partitions, and would never reach the usual bound.
+PACING: Final[tuple[tuple[str, float, float], ...]] = (
+    ("actorgrid.host.commit.PACED_FROM_WRITERS", 1, 8),
+    ("actorgrid.host.commit.PACE_NS", 100_000, 20_000_000),
+)
 #: What `tests.simulation.deeds.Deeds` can do.
 VERBS: Final = (
     "kill-in-copy", "kill", "start", "stop", "pause", "resume", "lose-power", "kill-client", "cut", "isolate", "leave-alone", "heal",
@@ -126,7 +131,7 @@ def parse(text: str) -> Plan:
                     plan = dataclasses.replace(plan, clocks=tuple(map(int, values)))
                 case ["zones", *values]:
                     plan = dataclasses.replace(plan, zones=tuple(values))
-                case ["knob", name, value] if name in [known for known, _, _ in KNOBS]:
+                case ["knob", name, value] if name in [known for known, _, _ in KNOBS + PACING]:
                     plan = dataclasses.replace(plan, knobs=(*plan.knobs, (name, float(value))))
                 case ["at", at, verb, *arguments] if verb in VERBS:
                     plan = dataclasses.replace(plan, steps=(*plan.steps, Step(float(at), verb, tuple(arguments))))
@@ -180,6 +185,9 @@ class _Draw:
         zones = ("z1", "z2", "z3")[: rng.randint(2, 3)] if rng.random() < 0.3 else ()
         # The ticks of idle hosts are most of what a simulated second costs, so they are always drawn, and mostly slower than real ones.
         knobs = tuple((name, _between(rng, least, most)) for name, least, most in KNOBS if name in TICKS or rng.random() < 1 / 3)
+        pacing = random.Random(f"pacing {self.seed}")  # of its own, so that nothing else of the plan depends on it
+        if pacing.random() < 0.5:
+            knobs += tuple((name, _between(pacing, least, most)) for name, least, most in PACING)
         return Plan(
             seed=self.seed,
             hosts=self.host_count,

@@ -1,0 +1,79 @@
+"""The stand-in for a turn's task, until the turn has waited for something and has one.
+
+Not compiled: libraries refer to the current task weakly, which compiled objects do not allow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+class FirstStepTask:
+    """What ``asyncio.current_task()`` gives before a turn has waited for the first time.
+
+    It becomes a front of the real task once there is one. Library code that holds on to the current task (``asyncio.timeout`` does)
+    may cancel it at any time: what comes before there is a task is delivered to it then.
+    """
+
+    __slots__ = ("__weakref__", "_cancel_messages", "_loop", "_name", "_started", "_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        self._cancel_messages: list[Any] = []
+        self._started = False
+        self._name = "turn"
+
+    def become(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+
+    def start(self) -> None:
+        """The task runs. A task that is cancelled before it has run at all would not run, and the turn would never end."""
+        self._started = True
+        if self._task is not None:
+            for message in self._cancel_messages:
+                self._task.cancel(message)
+
+    @property
+    def used(self) -> bool:
+        """Somebody may hold on to it: the next turn gets another one."""
+        return self._task is not None or bool(self._cancel_messages)
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self._started and self._task is not None:
+            return self._task.cancel(msg)
+        self._cancel_messages.append(msg)
+        return True
+
+    def cancelling(self) -> int:
+        return self._task.cancelling() if self._started and self._task is not None else len(self._cancel_messages)
+
+    def uncancel(self) -> int:
+        if self._started and self._task is not None:
+            return self._task.uncancel()
+        if self._cancel_messages:
+            self._cancel_messages.pop()
+        return len(self._cancel_messages)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def get_name(self) -> str:
+        return self._name
+
+    def set_name(self, value: object) -> None:
+        self._name = str(value)
+
+    def done(self) -> bool:
+        return self._task is not None and self._task.done()
+
+    def cancelled(self) -> bool:
+        return self._task is not None and self._task.cancelled()
+
+    def __getattr__(self, name: str) -> Any:
+        # The rest of a task's interface exists only once there is a task.
+        task = object.__getattribute__(self, "_task")
+        if task is None:
+            raise AttributeError(f"{name}: this turn has not awaited anything yet, so it has no task")
+        return getattr(task, name)
