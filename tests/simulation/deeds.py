@@ -6,13 +6,14 @@ is done only while every partition has all its voters in sync elsewhere: what is
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from actorgrid import ambient
 from actorgrid.client.admin import ask
-from actorgrid.errors import ActorGridError
+from actorgrid.errors import ActorGridError, HostUnavailableError
 from actorgrid.settings import WireSettings
 from actorgrid.storage import keys
 from actorgrid.testing.simulation import SimCluster
@@ -31,6 +32,7 @@ TRAFFIC = {
     "torn": Traffic(split=0.6),
 }
 OPERATOR_TIMEOUT_S = 5.0
+ASK_AGAIN_S = 0.5
 #: A grid that looks whole so long after damage was done or read is whole.
 MENDED_S = 10.0
 COPY_BEGINS_S = 4.0
@@ -53,6 +55,7 @@ class Deeds:
         self.counts = cluster.world.counts
         self.damaged: list[str] = []
         self.is_calm = False
+        self.asking = 0  # operators who ask until it is done
         self.latent: dict[str, int] = {}
         self.retired: Counter[str] = Counter()
         self.since_s: dict[str, float] = {}
@@ -328,29 +331,40 @@ class Deeds:
 
     # -- operators
 
+    def _host_to_ask(self) -> SimHost | None:
+        return next((each for each in self.cluster.hosts.values() if each.host is not None), None)
+
     def _ask(self, verb: str, **arguments: Any) -> bool:
-        """As an operator who does not wait."""
-        host = next((each for each in self.cluster.hosts.values() if each.host is not None), None)
-        if host is None:
+        """As an operator who does not wait; once all is calm, as one who asks until it is done."""
+        if self._host_to_ask() is None:
             return False
-        address, port = host.config.address, host.config.port
+        persists = self.is_calm
 
         async def asking() -> None:
-            try:
-                await ask(
-                    address,
-                    port,
-                    verb,
-                    arguments,
-                    client_id=ambient.new_client_id(),
-                    cluster_id=CLUSTER_ID,
-                    wire=WireSettings(),
-                    timeout_s=OPERATOR_TIMEOUT_S,
-                )
-                self.counts[f"{verb} was done"] += 1
-            except ActorGridError as error:
-                self.counts[f"{verb}: {type(error).__name__}"] += 1
+            while (host := self._host_to_ask()) is not None or persists:
+                try:
+                    if host is None:
+                        raise HostUnavailableError("no host runs")
+                    await ask(
+                        host.config.address,
+                        host.config.port,
+                        verb,
+                        arguments,
+                        client_id=ambient.new_client_id(),
+                        cluster_id=CLUSTER_ID,
+                        wire=WireSettings(),
+                        timeout_s=OPERATOR_TIMEOUT_S,
+                    )
+                    self.counts[f"{verb} was done"] += 1
+                    break
+                except ActorGridError as error:
+                    self.counts[f"{verb}: {type(error).__name__}"] += 1
+                if not persists:
+                    break
+                await asyncio.sleep(ASK_AGAIN_S)
+            self.asking -= persists
 
+        self.asking += persists
         self.cluster.spawn_operator(asking)
         return True
 

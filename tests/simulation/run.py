@@ -177,7 +177,7 @@ class _Run:
         cluster.run_until(self._is_whole_again, WHOLE_WITHIN_S, "every partition has all its voters in sync again", every_s=LOOK_S)
 
     def _is_whole_again(self) -> bool:
-        return self.cluster.all_serve() and self.deeds.is_whole()
+        return self.cluster.all_serve() and not self.deeds.asking and self.deeds.is_whole()
 
     def _ends(self) -> None:
         cluster, callers = self.cluster, self.callers
