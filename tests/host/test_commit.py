@@ -366,6 +366,7 @@ class _Grown:
         return self.size
 
 
+@pytest.mark.pure  # a stand-in is no activation to compiled code
 def test_what_a_turn_changes_after_a_sweep_is_measured_by_the_next_one():
     residents = Residents(HostSettings())
     grown = _Grown()
