@@ -330,11 +330,7 @@ class GroupCommit:
     async def drain(self, timeout_s: float) -> None:
         """Wait until nothing is left to write, at most `timeout_s`."""
         deadline_s = self._loop.time() + timeout_s
-        while (
-            (self._is_busy or self._dirty or self._callbacks or self._open is not None)
-            and not self._stopped
-            and self._loop.time() < deadline_s
-        ):
+        while (self._is_busy or self._is_wanted) and not self._stopped and self._loop.time() < deadline_s:
             await asyncio.sleep(0.002)
         if not self._is_busy:
             self._apply(list(self._unapplied))
