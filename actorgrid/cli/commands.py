@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import Annotated, Any
 
 import typer
 
 from actorgrid import __version__
-from actorgrid.cli import call, constraints, init, local_grid, node, placement, recovery, status
+from actorgrid.cli import call, certs, constraints, init, local_grid, node, placement, recovery, status
+from actorgrid.credentials import VARIABLES
 
 app = typer.Typer(
     help="Partitioned, replicated, stateful actors for Python.",
@@ -27,11 +29,22 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit(0)
 
 
+def _credential(name: str, text: str) -> Any:
+    return typer.Option(f"--{name.replace('_', '-')}", metavar="FILE", envvar=VARIABLES[name], help=text)
+
+
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the release and exit.")] = False,
+    ca: Annotated[str, _credential("ca", "Certificate of the grid's authority: the grid speaks TLS.")] = "",
+    certificate: Annotated[str, _credential("certificate", "Own certificate.")] = "",
+    key: Annotated[str, _credential("key", "Of the own certificate.")] = "",
+    token_file: Annotated[str, _credential("token_file", "File with a token, in place of a certificate.")] = "",
 ) -> None:
     """Partitioned, replicated, stateful actors for Python."""
+    # Every command connects by the environment, like applications do; what was given here stands before it.
+    given = {"ca": ca, "certificate": certificate, "key": key, "token_file": token_file}
+    os.environ.update({VARIABLES[name]: value for name, value in given.items() if value})
 
 
 app.command("up")(local_grid.up_command)
@@ -50,3 +63,5 @@ app.command("unfreeze")(placement.unfreeze_command)
 app.command("constrain")(constraints.constrain_command)
 app.command("recover")(recovery.recover_command)
 app.add_typer(node.app, name="node")
+app.add_typer(certs.app, name="certs")
+app.add_typer(certs.tokens_app, name="tokens")

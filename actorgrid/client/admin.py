@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from actorgrid.client.connection import Connection, RefusedError, connect, error_of
+from actorgrid.credentials import Credentials, client_context
 from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, ProtocolError
 from actorgrid.settings import WireSettings
 from actorgrid.wire import messages
@@ -41,22 +42,40 @@ class _Question:
 
 
 async def ask(
-    host: str, port: int, verb: str, arguments: dict[str, Any], *, client_id: bytes, cluster_id: str, wire: WireSettings, timeout_s: float
+    host: str,
+    port: int,
+    verb: str,
+    arguments: dict[str, Any],
+    *,
+    client_id: bytes,
+    cluster_id: str,
+    wire: WireSettings,
+    timeout_s: float,
+    credentials: Credentials | None = None,
 ) -> Any:
     """Ask a host, and return its answer as plain values.
 
     :param verb: what to do; the host knows the list
+    :param credentials: None: no TLS
+    :raises AccessDeniedError: they do not do for this
     :raises HostUnavailableError: it cannot be reached; nothing happened
     :raises DeadlineExceededError: it was asked and did not answer within `timeout_s`
     :raises ActorGridError: what the host answered
     """
     question = _Question()
     hello = Hello(
-        messages.MAGIC, messages.PROTOCOL_VERSION_OLDEST, messages.PROTOCOL_VERSION, cluster_id, messages.ROLE_OPERATOR, client_id
+        messages.MAGIC,
+        messages.PROTOCOL_VERSION_OLDEST,
+        messages.PROTOCOL_VERSION,
+        cluster_id,
+        messages.ROLE_OPERATOR,
+        client_id,
+        credentials.read_token() if credentials is not None else b"",
     )
+    tls = client_context(credentials) if credentials is not None else None
     started = asyncio.get_running_loop().time()
     try:
-        connection = await connect(question, host, port, hello, wire=wire, timeout_s=timeout_s)
+        connection = await connect(question, host, port, hello, wire=wire, timeout_s=timeout_s, tls=tls)
     except RefusedError as refusal:
         raise refusal.error from None
     try:

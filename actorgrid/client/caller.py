@@ -31,6 +31,7 @@ from actorgrid.client.map import PartitionMap
 from actorgrid.client.parking import ParkingLot
 from actorgrid.client.pending import Origin, PendingCall, error_at_close, error_at_deadline
 from actorgrid.client.router import Router
+from actorgrid.credentials import Credentials, client_context
 from actorgrid.errors import (
     ActorGridError,
     DeadlockError,
@@ -101,6 +102,7 @@ class Caller:
     :param seeds: (host, port) pairs to ask for the map; empty where the map is given by `set_map`
     :param role: the role of the handshake
     :param cluster_id: the only grid to talk to; empty: the one that answers first
+    :param credentials: None: no TLS
     """
 
     def __init__(
@@ -113,8 +115,11 @@ class Caller:
         seeds: Sequence[tuple[str, int]] = (),
         role: str = messages.ROLE_CLIENT,
         cluster_id: str = "",
+        credentials: Credentials | None = None,
     ) -> None:
         self.client_id = client_id
+        self._credentials = credentials
+        self._tls = client_context(credentials) if credentials is not None else None
         self.settings = settings
         self._wire = wire
         self._rng = rng
@@ -213,7 +218,7 @@ class Caller:
 
     def make_link(self, address: tuple[str, int]) -> Link:
         """For the router."""
-        return Link(self, *address, self.settings, self._wire, self._rng)
+        return Link(self, *address, self.settings, self._wire, self._rng, self._tls)
 
     # -- following primaries
 
@@ -610,7 +615,8 @@ class Caller:
 
     def hello(self) -> Hello:
         """The first frame of a connection."""
-        return Hello(MAGIC, PROTOCOL_VERSION_OLDEST, PROTOCOL_VERSION, self._router.cluster_id, self._role, self.client_id)
+        token = self._credentials.read_token() if self._credentials is not None else b""
+        return Hello(MAGIC, PROTOCOL_VERSION_OLDEST, PROTOCOL_VERSION, self._router.cluster_id, self._role, self.client_id, token)
 
     def is_needed(self, link: Link) -> bool:
         """Whether to go on trying to connect: a call waits for that host, or the map is not known."""

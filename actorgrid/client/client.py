@@ -21,6 +21,7 @@ from actorgrid.client.map import PartitionMap
 from actorgrid.client.pending import Answer, PendingCall
 from actorgrid.client.proxy import Proxy, make_proxy_class
 from actorgrid.client.seeds import parse_seeds
+from actorgrid.credentials import Credentials
 from actorgrid.errors import ActorGridError, InvalidArgumentError, OverloadedError
 from actorgrid.ids import ClientId, make_address
 from actorgrid.settings import ClientSettings, WireSettings
@@ -75,8 +76,10 @@ class Client:
         wire: WireSettings | None = None,
         rng: random.Random | None = None,
         client_id: ClientId | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.address = address
+        self._credentials = credentials
         self.origin = self
         self._seeds = parse_seeds(address)
         settings = settings or ClientSettings()
@@ -102,7 +105,14 @@ class Client:
             raise ActorGridError("a view made by with_options shares the connection of its client: open that one")
         if self._caller is not None:
             raise ActorGridError("the client is closed" if self._caller.is_closed else "the client is open already")
-        caller = Caller(client_id=self._client_id, settings=self._settings, wire=self._wire, rng=self._rng, seeds=self._seeds)
+        caller = Caller(
+            client_id=self._client_id,
+            settings=self._settings,
+            wire=self._wire,
+            rng=self._rng,
+            seeds=self._seeds,
+            credentials=self._credentials,
+        )
         self._caller = caller
         try:
             await caller.open(self._timeout_s)
@@ -260,6 +270,7 @@ class Client:
             cluster_id=cluster_id,
             wire=self._wire,
             timeout_s=self._timeout_s,
+            credentials=self._credentials,
         )
 
     def __repr__(self) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from typing import Any, Protocol, cast
 
 import msgspec
 
 from actorgrid.client.seeds import show_seed
-from actorgrid.errors import ActorGridError, HostUnavailableError, ProtocolError, from_wire
+from actorgrid.credentials import check_host
+from actorgrid.errors import AccessDeniedError, ActorGridError, HostUnavailableError, ProtocolError, from_wire
 from actorgrid.settings import WireSettings
 from actorgrid.wire import messages
 from actorgrid.wire.framing import FrameReader, frame
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: A host that allows less could not take a single call with its group header.
 _FRAME_BYTES_MIN = 4096
+#: How TLS says that what came was none: an alert, of any version.
+_TLS_ALERT = b"\x15\x03"
 #: Many round trips of any network, and well below the default deadline of a call.
 _UNACKNOWLEDGED_MS = 10_000
 #: Above this the transport reports a slow peer; what is not written stays with the lanes, which are bounded.
@@ -70,8 +74,10 @@ class Connection(asyncio.Protocol):
     :ivar error: why it was closed, or None
     """
 
-    def __init__(self, listener: Listener, hello: bytes, wire: WireSettings, name: str) -> None:
+    def __init__(self, listener: Listener, hello: bytes, wire: WireSettings, name: str, cluster_id: str, is_tls: bool) -> None:
         self.name = name
+        self._cluster_id = cluster_id
+        self._is_tls = is_tls
         self.welcome: Welcome | None = None
         self.frame_bytes_max = wire.frame_bytes_max
         self.is_paused = False
@@ -95,6 +101,13 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER_BYTES)
         _watch_for_dead_peer(transport.get_extra_info("socket"))
+        if self._is_tls:
+            try:
+                # Before a token is shown to whoever answers there.
+                check_host(transport.get_extra_info("peercert"), self._cluster_id)
+            except AccessDeniedError as error:
+                self._refuse(AccessDeniedError(f"{self.name}: {error}"))
+                return
         self._transport.write(frame(self._hello))
 
     def data_received(self, data: bytes) -> None:
@@ -109,6 +122,11 @@ class Connection(asyncio.Protocol):
                 self._receive(payload)
         except ProtocolError as error:
             log.warning("host broke the protocol host=%s error=%s", self.name, error)
+            if self.welcome is None and data[:2] == _TLS_ALERT:
+                self._refuse(
+                    AccessDeniedError(f"{self.name} speaks TLS, and this client has no credentials (ca, and a certificate or a token)")
+                )
+                return
             self.close(error if self.welcome is not None else ProtocolError(f"{self.name} does not speak this protocol ({error})"))
 
     def pause_writing(self) -> None:
@@ -123,6 +141,10 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer or the network ended it."""
+        if self.welcome is None and isinstance(exc, ssl.SSLError) and "ALERT" in (exc.reason or ""):
+            # With TLS 1.3 a client hears only now that its certificate was refused.
+            self._refuse(AccessDeniedError(f"{self.name}: the host refused this client's certificate: {exc.reason}"))
+            return
         self.close(HostUnavailableError(f"{self.name}: connection lost" + (f": {exc}" if exc else "")))
 
     # -- our side
@@ -187,15 +209,19 @@ class Connection(asyncio.Protocol):
         elif type(message) is Refused:
             self.close(error_of(message.error, message.message, message.details))
 
+    def _refuse(self, error: ActorGridError) -> None:
+        """End the handshake for a reason that another attempt would meet again."""
+        self.is_closed = True
+        if self._transport is not None:
+            self._transport.abort()
+        if not self._welcomed.done():
+            self._welcomed.set_exception(RefusedError(error))
+            self._welcomed.exception()
+
     def _receive_handshake_answer(self, payload: bytes) -> None:
         answer = _decoded(messages.decode_handshake_answer, payload, self.name)
         if isinstance(answer, Refused):
-            self.is_closed = True
-            if self._transport is not None:
-                self._transport.abort()
-            if not self._welcomed.done():
-                self._welcomed.set_exception(RefusedError(error_of(answer.error, answer.message, answer.details)))
-                self._welcomed.exception()
+            self._refuse(error_of(answer.error, answer.message, answer.details))
             return
         if not messages.PROTOCOL_VERSION_OLDEST <= answer.version <= messages.PROTOCOL_VERSION:
             raise ProtocolError(
@@ -245,9 +271,19 @@ def error_of(name: str, message: str, details: dict[str, Any]) -> ActorGridError
     return error
 
 
-async def connect(listener: Listener, host: str, port: int, hello: Hello, *, wire: WireSettings, timeout_s: float) -> Connection:
+async def connect(
+    listener: Listener,
+    host: str,
+    port: int,
+    hello: Hello,
+    *,
+    wire: WireSettings,
+    timeout_s: float,
+    tls: ssl.SSLContext | None = None,
+) -> Connection:
     """Open a connection and shake hands.
 
+    :param tls: from `credentials.client_context`; None: no TLS
     :raises RefusedError: the host said no, and why
     :raises HostUnavailableError: it cannot be reached, or did not answer the handshake within `timeout_s`
     :raises ProtocolError: what answered does not speak this protocol
@@ -256,15 +292,20 @@ async def connect(listener: Listener, host: str, port: int, hello: Hello, *, wir
     made: list[Connection] = []
 
     def make() -> Connection:
-        made.append(Connection(listener, messages.encode(hello), wire, name))
+        made.append(Connection(listener, messages.encode(hello), wire, name, hello.cluster_id, tls is not None))
         return made[-1]
 
     try:
         async with asyncio.timeout(timeout_s):
-            _, connection = await asyncio.get_running_loop().create_connection(make, host, port)
+            # The name is for tools that look at traffic; who answers is told by the certificate's identity.
+            named = host if tls is not None else None
+            _, connection = await asyncio.get_running_loop().create_connection(make, host, port, ssl=tls, server_hostname=named)
             await connection.wait_welcomed()
         if connection.error is not None:  # lost between its welcome and this line
             raise connection.error
+    except ssl.SSLError as error:
+        _close_all(made, name)
+        raise _tls_problem(name, error) from None
     except OSError as error:  # TimeoutError is one
         _close_all(made, name)
         why = f"no answer to the handshake within {timeout_s:g} s" if isinstance(error, TimeoutError) else error.strerror or str(error)
@@ -276,6 +317,16 @@ async def connect(listener: Listener, host: str, port: int, hello: Hello, *, wir
         _close_all(made, name)
         raise
     return connection
+
+
+def _tls_problem(name: str, error: ssl.SSLError) -> Exception:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return RefusedError(AccessDeniedError(f"{name}: the certificate shown there is not of this grid: {error.verify_message}"))
+    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG"):
+        return RefusedError(AccessDeniedError(f"{name} does not speak TLS, and credentials are for TLS only"))
+    if "ALERT" in (error.reason or ""):
+        return RefusedError(AccessDeniedError(f"{name}: the host refused this client's certificate: {error.reason}"))
+    return HostUnavailableError(f"{name}: TLS failed: {error.reason or error}")
 
 
 def _close_all(connections: list[Connection], name: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 from typing import Protocol
 
 from actorgrid.client.connection import Connection, RefusedError, connect
 from actorgrid.client.seeds import show_seed
-from actorgrid.errors import ActorGridError, HostUnavailableError, ProtocolError, TransientError
+from actorgrid.errors import AccessDeniedError, ActorGridError, HostUnavailableError, ProtocolError, TransientError
 from actorgrid.settings import ClientSettings, WireSettings
 from actorgrid.wire.messages import AdminReply, Hello, MapMessage, Reply, Welcome
 
@@ -64,7 +65,16 @@ class Link:
     :ivar has_refused: the host would not have this client, the last time it was asked
     """
 
-    def __init__(self, owner: LinkOwner, host: str, port: int, settings: ClientSettings, wire: WireSettings, rng: random.Random) -> None:
+    def __init__(
+        self,
+        owner: LinkOwner,
+        host: str,
+        port: int,
+        settings: ClientSettings,
+        wire: WireSettings,
+        rng: random.Random,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.name = show_seed(host, port)
         self.address = (host, port)
         self.connection: Connection | None = None
@@ -74,6 +84,7 @@ class Link:
         self._owner = owner
         self._settings = settings
         self._wire = wire
+        self._tls = tls
         self._rng = rng
         self._failures = 0
         self._connecting_since = 0.0
@@ -111,15 +122,17 @@ class Link:
                 if self._failures:
                     await asyncio.sleep(self._backoff_s())
                 try:
-                    connection = await connect(
-                        self, *self.address, self._owner.hello(), wire=self._wire, timeout_s=self._settings.connect_timeout_s
-                    )
+                    hello = self._owner.hello()
+                    timeout_s = self._settings.connect_timeout_s
+                    connection = await connect(self, *self.address, hello, wire=self._wire, timeout_s=timeout_s, tls=self._tls)
                     break
                 except RefusedError as refusal:
                     self._fail(refusal.error)
                     if not isinstance(refusal.error, TransientError):
                         self.has_refused = True
                         self._owner.on_link_refused(self, refusal.error)
+                except AccessDeniedError as error:  # the own token cannot be read, perhaps for a moment only
+                    self._fail(error)
                 except (HostUnavailableError, ProtocolError) as error:
                     self._fail(error)
                 if not self._owner.is_needed(self):

@@ -17,6 +17,7 @@ from actorgrid.client.client import Client
 from actorgrid.client.map import PartitionMap
 from actorgrid.client.pending import PendingCall
 from actorgrid.client.proxy import Proxy, make_proxy_class
+from actorgrid.credentials import Credentials
 from actorgrid.errors import ActorGridError
 from actorgrid.ids import make_address
 from actorgrid.settings import ClientSettings
@@ -144,10 +145,17 @@ class SyncClient:
     It may be used by several threads at once. Errors and options are those of `Client`.
     """
 
-    def __init__(self, address: str, *, timeout_s: float | None = None, settings: ClientSettings | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float | None = None,
+        settings: ClientSettings | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.address = address
         self.origin = self
-        self._client = Client(address, timeout_s=timeout_s, settings=settings)
+        self._client = Client(address, timeout_s=timeout_s, settings=settings, credentials=credentials)
         self._thread: _LoopThread | None = None
         self._last_read = threading.local()
         self._proxy_classes: dict[type, tuple[str, type[Proxy]]] = {}

@@ -15,6 +15,7 @@ import msgspec
 
 from actorgrid.ambient import new_client_id
 from actorgrid.client.admin import ask
+from actorgrid.credentials import Credentials
 from actorgrid.errors import ActorGridError, HostUnavailableError, RequestError
 from actorgrid.host.commit import GroupCommit
 from actorgrid.replication.configuration import first_configuration
@@ -69,6 +70,7 @@ class Bootstrap:
         settings: HostSettings,
         wire: WireSettings,
         owner: BootstrapOwner,
+        credentials: Credentials | None = None,
     ) -> None:
         self._cluster_id = cluster_id
         self._me = me
@@ -80,6 +82,7 @@ class Bootstrap:
         self._settings = settings
         self._wire = wire
         self._owner = owner
+        self._credentials = credentials
 
     # -- the host that was told to begin
 
@@ -130,6 +133,7 @@ class Bootstrap:
                     cluster_id=self._cluster_id,
                     wire=self._wire,
                     timeout_s=ASK_TIMEOUT_S,
+                    credentials=self._credentials,
                 )
             except HostUnavailableError as error:
                 if asyncio.get_running_loop().time() > deadline_s:

@@ -7,6 +7,7 @@ import ipaddress
 from pathlib import Path
 from typing import Final
 
+from actorgrid.credentials import VARIABLES, Credentials
 from actorgrid.errors import SettingsError
 from actorgrid.host.labels import problems_of
 from actorgrid.host.reports import REPLICAS_UNLIMITED
@@ -25,6 +26,9 @@ WEIGHT_MAX: Final = 1000.0
 class HostConfig:
     """What a host is told at start.
 
+    :ivar address: where others reach it; a name is looked up for every connection
+    :ivar listen: address of the socket; empty: `address`
+    :ivar credentials: without them it listens on loopback only, and trusts everybody there
     :ivar hosts: all hosts of the grid; their order decides where the first replicas are
     :ivar watches_processes: whether the kernel's word counts for processes of hosts on this machine that have ended; if not, only a
         supervisor's, and silence
@@ -52,6 +56,8 @@ class HostConfig:
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     weight: float = 1.0
     replicas_max: int = REPLICAS_UNLIMITED
+    listen: str = ""
+    credentials: Credentials | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -63,11 +69,14 @@ class HostConfig:
             problems.append(f"partition count {self.partition_count} is outside the allowed range 1..65536")
         if not 1 <= self.replica_set_size <= REPLICA_SET_SIZE_MAX:
             problems.append(f"replica set size {self.replica_set_size} is outside the allowed range 1..{REPLICA_SET_SIZE_MAX}")
-        if not _is_loopback(self.address):
+        if not _is_loopback(self.listen_address) and self.credentials is None:
             problems.append(
-                f"address {self.address!r} is not a loopback address: listening elsewhere needs credentials, "
-                "which this release does not have"
+                f"host {self.name} is to listen on {self.listen_address!r}, which is not a loopback address, without credentials: anybody "
+                f"who reaches it could do anything. Give it the certificate of the grid's authority, its own and its key "
+                f"({', '.join(VARIABLES[name] for name in ('ca', 'certificate', 'key'))}), which `actorgrid certs make` makes"
             )
+        if self.credentials is not None and not self.credentials.certificate:
+            problems.append(f"host {self.name} needs a certificate of its own ({VARIABLES['certificate']}, {VARIABLES['key']})")
         problems += problems_of(self.labels)
         if not isinstance(self.weight, int | float) or isinstance(self.weight, bool) or not WEIGHT_MIN <= self.weight <= WEIGHT_MAX:
             problems.append(f"weight {self.weight!r} is outside the allowed range {WEIGHT_MIN:g}..{WEIGHT_MAX:g}")
@@ -79,6 +88,11 @@ class HostConfig:
             problems.append(f"replicas_max {self.replicas_max!r} is outside the allowed range 0..{REPLICAS_UNLIMITED}")
         if problems:
             raise SettingsError(*problems)
+
+    @property
+    def listen_address(self) -> str:
+        """Address of the socket."""
+        return self.listen or self.address
 
     @property
     def has_copies(self) -> bool:

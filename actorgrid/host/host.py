@@ -3,7 +3,9 @@
 This file puts the parts together and takes them apart again; each part knows its own business:
 
 ===============  ==========================================================
+`listening`      the socket, TLS, and what failed handshakes cost
 `server`         connections of callers: handshake, frames, answers
+`rights`         who may do what
 `http`           operators' verbs over HTTP
 `peers`          connections to the other hosts, and the beats on them
 `replicas`       all replicas of this host
@@ -43,10 +45,13 @@ from actorgrid import ambient
 from actorgrid.actor.registry import ActorRegistry
 from actorgrid.ambient import new_client_id
 from actorgrid.client.caller import Caller
+from actorgrid.credentials import ANYBODY, Gate, Identity, server_context
 from actorgrid.errors import CorruptLogError, InvariantViolation, SettingsError, StorageError
+from actorgrid.host import rights
 from actorgrid.host.bootstrap import SYSTEM_PARTITION, Bootstrap
 from actorgrid.host.commit import GroupCommit
 from actorgrid.host.config import HostConfig
+from actorgrid.host.listening import Penalties, listen
 from actorgrid.host.offload import Offloader, ProcessOffloader
 from actorgrid.host.outgoing import OutgoingCalls
 from actorgrid.host.partition import HostedPartition
@@ -86,6 +91,8 @@ COPY_TICK_S: Final = 1.0
 REPAIR_TICK_S: Final = 0.05
 #: How often others are told of data loss. Well below the time that a host keeps quiet after its start.
 RECOVERY_TICK_S: Final = 0.2
+#: How often connections are looked through for credentials that count no more.
+CREDENTIALS_LOOK_S: Final = 5.0
 #: Changes of the map within so long are pushed to clients together.
 PUSH_DELAY_S: Final = 0.002
 SETTINGS_ADDRESS: Final = "actorgrid.System\0settings"
@@ -129,7 +136,10 @@ class Host:
         self._counters = ConnectionCounters()
         self._connections: dict[HostConnection, None] = {}
         self._store: Store | None = None
-        self._server: asyncio.Server | None = None
+        self.gate = Gate(config.credentials, config.cluster_id)
+        self.penalties = Penalties()
+        self._credentials_looked_at_s = 0.0
+        self._server: Any = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._push_scheduled = False
         self._join_task: asyncio.Task[None] | None = None
@@ -168,6 +178,7 @@ class Host:
                 rng=ambient.new_random(),  # jitter of retries
                 role=messages.ROLE_HOST,
                 cluster_id=config.cluster_id,
+                credentials=config.credentials,
             )
             self._outgoing = OutgoingCalls(loop, config.partition_count, self.partitions, self.watermarks, self._caller, self._offloader)
             marks = {name: StoreMark(mark.incarnation, mark.position, mark.store_id) for name, mark in store.peer_marks().items()}
@@ -184,6 +195,7 @@ class Host:
                 liveness=self.liveness,
                 supervisor=self._supervisor,
                 beat_s=self.liveness.times.beat_ns / 1e9,
+                credentials=config.credentials,
             )
             self.replicas = Replicas(
                 self,
@@ -208,6 +220,7 @@ class Host:
                 commit=self._commit,
                 settings=settings,
                 wire=config.wire,
+                credentials=config.credentials,
                 owner=self.replicas,
             )
             self._placing = Placing(
@@ -273,7 +286,12 @@ class Host:
     async def _join(self) -> None:
         config = self.config
         await self.roster.join(
-            cluster_id=config.cluster_id, node=config.node, zone=config.zone, wire=config.wire, is_alone=self._peers.is_alone
+            cluster_id=config.cluster_id,
+            node=config.node,
+            zone=config.zone,
+            wire=config.wire,
+            is_alone=self._peers.is_alone,
+            credentials=config.credentials,
         )
 
     def roster_changed(self, stored: bytes) -> None:
@@ -287,15 +305,14 @@ class Host:
 
     async def _listen(self) -> None:
         config = self.config
-        try:
-            self._server = await self._loop.create_server(
-                lambda: HostConnection(self, config.wire, config.settings.connections_max, self._counters, self._connections),
-                config.address,
-                config.port,
-                backlog=1024,
-            )
-        except OSError as error:
-            raise SettingsError(f"cannot listen on {config.address}:{config.port}: {error.strerror or error}") from None
+        self._server = await listen(
+            lambda: HostConnection(self, config.wire, config.settings.connections_max, self._counters, self._connections),
+            config.listen_address,
+            config.port,
+            context=server_context(config.credentials) if config.credentials is not None else None,
+            penalties=self.penalties,
+            handshake_timeout_s=config.wire.handshake_timeout_s,
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def leave(self) -> None:
@@ -317,8 +334,8 @@ class Host:
             raise SettingsError(f"http_port_offset {offset} puts the HTTP port of {self.config.name} beyond 65535")
         from actorgrid.host.http import HttpServer  # its library takes a quarter of a second to load, and few hosts need it
 
-        self._http = HttpServer(self)
-        await self._http.start(self.config.address, self.port + offset)
+        self._http = HttpServer(self, self.config.credentials)
+        await self._http.start(self.config.listen_address, self.port + offset)
 
     async def stop(self) -> None:
         """Finish what runs (for a short while), make everything durable, say goodbye to the peers, close."""
@@ -432,6 +449,19 @@ class Host:
             logger.warning("turn waits method=%(method)s actor=%(actor)s for_s=%(waiting_s)s", report)
         while len(self.watermarks) > WATERMARKS_MAX:
             del self.watermarks[next(iter(self.watermarks))]
+        if not self.gate.is_open:
+            self._close_lapsed()
+
+    def _close_lapsed(self) -> None:
+        """End connections whose credential has expired or was withdrawn; who has a new one comes back with it."""
+        now_s = ambient.monotonic()
+        if now_s < self._credentials_looked_at_s + CREDENTIALS_LOOK_S:
+            return
+        self._credentials_looked_at_s = now_s
+        for connection in [each for each in self._connections if each.role and not self.gate.still_counts(each.identity)]:
+            logger.warning("credential lapsed peer=%s identity=%s", connection.peer, connection.identity)
+            connection.say_goodbye(f"the credential of {connection.identity.name} has expired or was withdrawn")
+            connection.close()
 
     def _tick(self) -> None:
         """Let time pass for the replicas."""
@@ -626,11 +656,14 @@ class Host:
         heard_ns = liveness.heard_ns(host)
         return heard_ns + liveness.times.support_ns > ambient.monotonic_ns() and not liveness.is_dead(host, liveness.life_of(host))
 
-    async def administer(self, verb: str, arguments: dict[str, Any]) -> Any:
+    async def administer(self, verb: str, arguments: dict[str, Any], identity: Identity = ANYBODY) -> Any:
         """Answer an operator's tool.
 
+        :param identity: who asks; by default the process itself. Servers always say it, as their protocols want
+        :raises AccessDeniedError: `identity` may not ask this
         :raises RequestError: unknown verb, or arguments it does not take
         """
+        rights.check(identity, verb, arguments)
         match verb:
             case "status":
                 return self.status()
@@ -686,6 +719,8 @@ class Host:
                 "replica_set_size": config.replica_set_size,
                 "hosts": list(self.roster.hosts),
                 "has_begun": self.replicas.has_begun,
+                "manager": self.primary_host_of(SYSTEM_PARTITION),
+                "map_is_complete": all(self.primary_host_of(number) for number in range(1, config.partition_count + 1)),
             },
             "peers": {
                 name: {"up": link.connection is not None, "incarnation": link.incarnation} for name, link in self._peers.links.items()
@@ -721,4 +756,6 @@ class Host:
             "connections": self._counters.open,
             "connections_refused_total": self._counters.refused_total,
             "protocol_errors_total": self._counters.protocol_errors_total,
+            "access_denied_total": self._counters.access_denied_total,
+            "handshakes_failed_total": self.penalties.failed_total,
         }

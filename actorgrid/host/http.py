@@ -16,11 +16,13 @@
 ``POST /v1/freeze`` ``{"reason": TEXT}``     ``DELETE /v1/freeze`` lets moves go on
 ===========================================  ==========================================================
 
-Every other answer is JSON. Any host takes any question to the manager. Errors have ``{"error", "message"}``: 400 it can never be, 404 there
-is no such thing, 503 with ``Retry-After`` it may be asked again, 504 whether it was done is not known.
+Every other answer is JSON. Any host takes any question to the manager. Errors have ``{"error", "message"}``: 400 it can never be, 401 there
+is no credential, 403 not with this one, 404 there is no such thing, 503 with ``Retry-After`` it may be asked again, 504 whether it was done
+is not known.
 
-It listens where the host does, on a loopback address until there are credentials. Requests of web pages are refused: what a browser sends
-for a page has an ``Origin``, or a ``Host`` that is not this machine's.
+It listens where the host does. With credentials: by TLS, and every question but ``/``, ``/livez`` and ``/readyz`` needs a certificate or
+``Authorization: Bearer TOKEN`` (`rights` has the table). Without: on a loopback address, where requests of web pages are refused: what a
+browser sends for a page has an ``Origin``, or a ``Host`` that is not this machine's.
 
 This module must not: decide anything.
 """
@@ -37,7 +39,18 @@ from typing import Any, Final, Protocol
 import msgspec
 from aiohttp import web
 
-from actorgrid.errors import ActorGridError, DeadlineExceededError, OutcomeUnknownError, RequestError, SettingsError, TransientError
+from actorgrid import ambient
+from actorgrid.credentials import Credentials, Gate, Identity, server_context
+from actorgrid.errors import (
+    AccessDeniedError,
+    ActorGridError,
+    DeadlineExceededError,
+    OutcomeUnknownError,
+    RequestError,
+    SettingsError,
+    TransientError,
+)
+from actorgrid.host.listening import Penalties
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +66,19 @@ class HttpOwner(Protocol):
     """What this needs of its host."""
 
     state: str
+    gate: Gate
+    penalties: Penalties
 
-    async def administer(self, verb: str, arguments: dict[str, Any]) -> Any:
+    async def administer(self, verb: str, arguments: dict[str, Any], identity: Identity) -> Any:
         """Answer an operator's tool."""
 
 
 class HttpServer:
     """The HTTP side of one host."""
 
-    def __init__(self, owner: HttpOwner) -> None:
+    def __init__(self, owner: HttpOwner, credentials: Credentials | None = None) -> None:
         self._owner = owner
+        self._credentials = credentials
         self._runner: web.AppRunner | None = None
 
     async def start(self, address: str, port: int) -> None:
@@ -70,7 +86,9 @@ class HttpServer:
 
         :raises SettingsError: the port is taken or may not be used
         """
-        application = web.Application(middlewares=[_guarded], client_max_size=BODY_BYTES_MAX)
+        context = server_context(self._credentials) if self._credentials is not None else None
+        guard = _guarded if context is None else _answered
+        application = web.Application(middlewares=[guard], client_max_size=BODY_BYTES_MAX)
         application.add_routes(
             [
                 web.get("/", _page),
@@ -92,7 +110,7 @@ class HttpServer:
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_TIMEOUT_S)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, address, port, backlog=64).start()
+            await web.TCPSite(self._runner, address, port, backlog=64, ssl_context=context).start()
         except OSError as error:
             await self.stop()
             raise SettingsError(f"cannot listen for HTTP on {address}:{port}: {error.strerror or error}") from None
@@ -112,10 +130,25 @@ class HttpServer:
 
     def _verb(self, verb: str) -> Handler:
         async def handle(request: web.Request) -> web.Response:
+            identity = self._identify(request)
             arguments = await _arguments_of(request)
-            return _json(await self._owner.administer(verb, arguments))
+            return _json(await self._owner.administer(verb, arguments, identity))
 
         return handle
+
+    def _identify(self, request: web.Request) -> Identity:
+        """Who asks.
+
+        :raises AccessDeniedError: nobody who may
+        """
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        certificate = request.transport.get_extra_info("peercert") if request.transport is not None else None
+        try:
+            return self._owner.gate.identify(certificate, token.strip().encode() if scheme.lower() == "bearer" else b"")
+        except AccessDeniedError as error:
+            count = self._owner.penalties.failed(str(request.remote), ambient.monotonic())
+            logger.warning("access denied peer=%s in_a_row=%d error=%s", request.remote, count, error)
+            raise web.HTTPUnauthorized(reason=str(error), headers={"WWW-Authenticate": "Bearer"}) from None
 
 
 async def _page(request: web.Request) -> web.Response:
@@ -125,11 +158,26 @@ async def _page(request: web.Request) -> web.Response:
 
 @web.middleware
 async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Requests that no web page has made, and errors as JSON."""
+    """Requests that no web page has made."""
+    if "Origin" in request.headers or not _is_this_machine(request.host):
+        return _problem(403, "AccessDeniedError", "requests of web pages are not answered; ask 127.0.0.1 or localhost directly")
+    return await _with_errors(request, handler)
+
+
+@web.middleware
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Requests with credentials; a page of another site cannot show any, unless a browser adds a certificate by itself."""
+    if "Origin" in request.headers and request.headers["Origin"] != f"https://{request.host}":
+        return _problem(403, "AccessDeniedError", "requests of other sites' pages are not answered")
+    return await _with_errors(request, handler)
+
+
+async def _with_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors as JSON."""
     try:
-        if "Origin" in request.headers or not _is_this_machine(request.host):
-            return _problem(403, "AccessDeniedError", "requests of web pages are not answered; ask 127.0.0.1 or localhost directly")
         return await handler(request)
+    except web.HTTPUnauthorized as error:
+        return _problem(401, "AccessDeniedError", error.reason, {"WWW-Authenticate": "Bearer"})
     except web.HTTPException as error:
         return _problem(error.status, "RequestError", error.reason)
     except ActorGridError as error:
@@ -141,6 +189,8 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
 
 def _answer_to(error: ActorGridError) -> web.Response:
     name = type(error).__name__
+    if isinstance(error, AccessDeniedError):
+        return _problem(403, name, str(error))
     if isinstance(error, RequestError):
         return _problem(404 if str(error).startswith("there is no ") else 400, name, str(error))
     if isinstance(error, TransientError):

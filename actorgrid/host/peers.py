@@ -18,7 +18,8 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from actorgrid import ambient
-from actorgrid.errors import ActorGridError, ProtocolError
+from actorgrid.credentials import Credentials, check_host, client_context
+from actorgrid.errors import AccessDeniedError, ActorGridError, ProtocolError
 from actorgrid.host.supervision import Supervisor
 from actorgrid.replication import frames
 from actorgrid.replication.frames import Beat, BeatAnswer, PeerFrame, PeerHello, PeerRefused, PeerWelcome, StoreMark
@@ -79,8 +80,15 @@ class PeerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.adopt(cast(asyncio.Transport, transport))
-        if self.link is not None:
-            self.write(self._peers.hello_to(self.link))
+        if self.link is None:
+            return
+        try:
+            self._peers.check_answerer(self.link, transport)
+        except AccessDeniedError as error:
+            logger.warning("peer connection closed peer=%s error=%s", self.link.name, error)
+            self.close()
+            return
+        self.write(self._peers.hello_to(self.link))
 
     def adopt(self, transport: asyncio.Transport) -> None:
         """Take over `transport`, new or from the connection that read the handshake."""
@@ -205,6 +213,7 @@ class Peers:
         liveness: Liveness,
         supervisor: Supervisor,
         beat_s: float,
+        credentials: Credentials | None = None,
     ) -> None:
         self.loop = loop
         self.owner = owner
@@ -214,6 +223,9 @@ class Peers:
         self._own_mark = own_mark
         self._supervisor = supervisor
         self._beat_s = beat_s
+        self._tls = client_context(credentials) if credentials is not None else None
+        # Of several loopback addresses on one machine, each host has one: faults are injected between them.
+        self._from = (me.address, 0) if me.address.startswith("127.") else None
         self._rng = ambient.new_random()  # jitter of retries
         self._marks = marks
         self.links = {info.name: PeerLink(self, info, marks.get(info.name, frames.NOTHING_KNOWN)) for info in others}
@@ -297,10 +309,12 @@ class Peers:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await self.loop.create_connection(
-                        lambda made=connection: made,  # type: ignore[misc]
+                        lambda made=connection: made,
                         link.info.address,
                         link.info.port,
-                        local_addr=(self._me.address, 0),
+                        ssl=self._tls,
+                        server_hostname=link.name if self._tls is not None else None,
+                        local_addr=self._from,
                     )
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                     await asyncio.shield(connection.welcomed)
@@ -329,15 +343,26 @@ class Peers:
             link.mark,
         )
 
+    def check_answerer(self, link: PeerLink, transport: asyncio.BaseTransport) -> None:
+        """Make sure that what answers at the address of `link` is that host.
+
+        :raises AccessDeniedError: its certificate says something else
+        """
+        if self._tls is not None:
+            check_host(transport.get_extra_info("peercert"), self._cluster_id, link.name)
+
     def greeted(self, transport: asyncio.Transport, payload: bytes) -> PeerConnection | None:
         """A peer's first frame arrived on `transport`; its connection from here on, or None if it was refused.
 
+        :raises AccessDeniedError: the certificate shown is another host's
         :raises ProtocolError: it is no handshake, of another grid, or of nobody known
         """
         try:
             hello = frames.decode_peer_hello(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ProtocolError(f"the first frame is no handshake of a host: {error}") from None
+        if self._tls is not None:
+            check_host(transport.get_extra_info("peercert"), self._cluster_id, hello.host)
         link = self.links.get(hello.host)
         if hello.magic != wire.MAGIC or hello.cluster_id != self._cluster_id or link is None:
             raise ProtocolError(f"host {hello.host!r:.60} of grid {hello.cluster_id!r:.60} is no peer of {self._me.name}")
@@ -511,8 +536,12 @@ class Peers:
             return
         self.frames_sent_total += 1
         payload = frames.encode(PeerFrame(self.owner.synced_position(), beat, answer, outbox))
-        connection.transport.write(len(payload).to_bytes(4, "big"))
-        connection.transport.write(payload)
+        header = len(payload).to_bytes(4, "big")
+        if self._tls is not None:
+            connection.transport.write(header + payload)  # one TLS record, not two
+        else:
+            connection.transport.write(header)
+            connection.transport.write(payload)
 
     # -- beats
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 from actorgrid import ambient
 from actorgrid.ambient import new_client_id
 from actorgrid.client.admin import ask
+from actorgrid.credentials import Credentials
 from actorgrid.errors import ActorGridError, RequestError
 from actorgrid.settings import WireSettings
 from actorgrid.wire.messages import HostInfo
@@ -95,7 +96,16 @@ class Roster:
         self._owner.roster_changed(_encode(StoredRoster(version, hosts)))
         return True
 
-    async def join(self, *, cluster_id: str, node: str, zone: str, wire: WireSettings, is_alone: Callable[[], bool]) -> None:
+    async def join(
+        self,
+        *,
+        cluster_id: str,
+        node: str,
+        zone: str,
+        wire: WireSettings,
+        is_alone: Callable[[], bool],
+        credentials: Credentials | None = None,
+    ) -> None:
         """Ask the other hosts to let this one be of the grid: once in every life, and again when none of them speaks with it. Never ends.
 
         A host that was forgotten is not told so, and what it remembers names it still.
@@ -124,6 +134,7 @@ class Roster:
                         cluster_id=cluster_id,
                         wire=wire,
                         timeout_s=JOIN_TIMEOUT_S,
+                        credentials=credentials,
                     )
                     self.adopt(int(answer["version"]), parse_hosts(answer["hosts"]))
                 except (ActorGridError, LookupError, TypeError, ValueError) as error:

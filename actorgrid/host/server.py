@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from actorgrid import ambient
+from actorgrid.credentials import ANYBODY, ROLE_HOST, Gate, Identity
 from actorgrid.errors import (
     AccessDeniedError,
     ActorGridError,
@@ -25,6 +26,8 @@ from actorgrid.errors import (
     RequestError,
     to_wire,
 )
+from actorgrid.host import rights
+from actorgrid.host.listening import Penalties
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.peers import PeerConnection
 from actorgrid.host.runner import error_payload
@@ -49,12 +52,14 @@ class Service(Protocol):
     partitions: dict[int, HostedPartition]
     #: How far each client is, over all partitions: frees the records of nested calls.
     watermarks: dict[bytes, int]
+    gate: Gate
+    penalties: Penalties
 
     def welcome(self, version: int) -> messages.Welcome: ...
     def map_message(self) -> messages.MapMessage: ...
     def primary_of(self, partition: int) -> tuple[str, int]: ...
     def peer_greeted(self, transport: asyncio.Transport, payload: bytes) -> PeerConnection | None: ...
-    async def administer(self, verb: str, arguments: dict[str, Any]) -> Any: ...
+    async def administer(self, verb: str, arguments: dict[str, Any], identity: Identity) -> Any: ...
 
 
 class ConnectionCounters:
@@ -65,6 +70,7 @@ class ConnectionCounters:
         self.accepted_total = 0
         self.refused_total = 0
         self.protocol_errors_total = 0
+        self.access_denied_total = 0
         self.cut_off_total = 0
 
 
@@ -99,7 +105,11 @@ class HostConnection(asyncio.Protocol):
         self._is_read_paused = False
         self.client_id = b""
         self.role = ""
+        self.identity: Identity = ANYBODY
+        self._is_stranger = True
+        self._may_call = True
         self.peer = "?"
+        self._address = "?"
 
     # -- asyncio.Protocol
 
@@ -108,6 +118,7 @@ class HostConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=1 << 20)
         peer = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer)
+        self._address = str(peer[0]) if isinstance(peer, tuple) else self.peer
         self._counters.open += 1
         self._connections[self] = None
         if self._counters.open > self._connections_max:
@@ -130,7 +141,13 @@ class HostConnection(asyncio.Protocol):
         try:
             for payload in self._reader.feed(data):
                 self._receive(payload)
-        except (ProtocolError, AccessDeniedError) as error:
+        except AccessDeniedError as error:
+            self._counters.access_denied_total += 1
+            # Who is known and asks for too much is told so; who is nobody waits the next time.
+            count = self._service.penalties.failed(self._address, self._loop.time()) if self._is_stranger else 0
+            logger.warning("access denied peer=%s in_a_row=%d error=%s", self.peer, count, error)
+            self._refuse(error)
+        except ProtocolError as error:
             self._counters.protocol_errors_total += 1
             logger.warning("connection refused peer=%s error=%s", self.peer, error)
             self._refuse(error)
@@ -165,6 +182,7 @@ class HostConnection(asyncio.Protocol):
             return
         hello = read_hello(payload)
         version = accept_hello(hello, self._service.cluster_id)
+        self._admit_stranger(hello.role, hello.credential)
         self.client_id, self.role = hello.client_id, hello.role
         if self._timer is not None:
             self._timer.cancel()
@@ -173,9 +191,26 @@ class HostConnection(asyncio.Protocol):
         self._receive = self._dispatch
         self._write(frame(messages.encode(self._service.welcome(version))))
 
+    def _admit_stranger(self, role: str, token: bytes) -> None:
+        """Find out who the other side is.
+
+        :raises AccessDeniedError: it has no credential that counts, or not for what it wants to be
+        """
+        assert self._transport is not None
+        identity = self._service.gate.identify(self._transport.get_extra_info("peercert"), token)
+        self._is_stranger = False
+        self._service.penalties.succeeded(self._address)
+        if role == messages.ROLE_HOST and ROLE_HOST not in identity.roles:
+            raise AccessDeniedError(f"{identity} is not a host")
+        if role == messages.ROLE_OPERATOR and not identity.roles & rights.ADMINISTRATORS:
+            raise AccessDeniedError(f"to look at the grid or to change it is for observer, operator or host, and {identity} is not")
+        self.identity = identity
+        self._may_call = not identity.roles.isdisjoint(rights.CALLERS)
+
     def _greet_peer(self, payload: bytes) -> None:
         """The other side is a host: its connection is the business of `peers` from here on."""
         assert self._transport is not None
+        self._admit_stranger(messages.ROLE_HOST, b"")
         self._receive = self._ignore
         if self._timer is not None:
             self._timer.cancel()
@@ -227,9 +262,22 @@ class HostConnection(asyncio.Protocol):
     def _take_calls(self, groups: list[messages.CallGroup]) -> None:
         if self.role != messages.ROLE_HOST and any(group.client_id for group in groups):
             raise ProtocolError(f"a {self.role} may call in its own name only")
+        if not self._may_call:
+            self._deny_calls(groups)
+            return
         self._backlog.extend(groups)
         if not self._is_working_later:
             self._work()
+
+    def _deny_calls(self, groups: list[messages.CallGroup]) -> None:
+        self._counters.access_denied_total += 1
+        try:
+            rights.check_caller(self.identity)
+        except AccessDeniedError as error:
+            refusal = error_payload(error)
+            for group in groups:
+                for call in group.calls:
+                    self.reply(call.correlation, messages.STATUS_ERROR, refusal)
 
     def _work(self) -> None:
         """Admit what has arrived, for one slice of time; what is left follows after everyone else had the loop."""
@@ -297,9 +345,10 @@ class HostConnection(asyncio.Protocol):
     async def _answer_admin(self, correlation: int, verb: str, arguments: dict[str, Any]) -> None:
         try:
             async with asyncio.timeout(ADMIN_TIMEOUT_S):
-                answer = messages.encode(await self._service.administer(verb, arguments))
+                answer = messages.encode(await self._service.administer(verb, arguments, self.identity))
             status = messages.STATUS_OK
         except ActorGridError as error:
+            self._counters.access_denied_total += isinstance(error, AccessDeniedError)
             status, answer = messages.STATUS_ERROR, error_payload(error)
         except TimeoutError:
             status, answer = messages.STATUS_ERROR, error_payload(DeadlineExceededError(f"{verb} took more than {ADMIN_TIMEOUT_S:g} s"))

@@ -21,6 +21,7 @@ import msgspec
 import uvloop
 
 from actorgrid import grid
+from actorgrid.credentials import Credentials
 from actorgrid.errors import ActorGridError, from_wire
 from actorgrid.host.config import HostConfig
 from actorgrid.host.host import Host
@@ -60,6 +61,7 @@ def make_config(
     app: str = "host_actors",
     replicas: int = 1,
     cluster_id: str = CLUSTER,
+    credentials: Credentials | None = None,
 ) -> HostConfig:
     ports = ports or [free_port()]
     hosts = tuple(HostInfo(f"host-{i + 1}", "127.0.0.1", port) for i, port in enumerate(ports))
@@ -77,6 +79,7 @@ def make_config(
         app_path=(str(HERE),),
         settings=settings or HostSettings(),
         wire=wire or WireSettings(),
+        credentials=credentials,
     )
 
 

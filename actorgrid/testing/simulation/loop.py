@@ -207,8 +207,16 @@ class SimLoop(asyncio.AbstractEventLoop):
         """See `run_in_executor`."""
 
     async def create_connection(  # type: ignore[override]
-        self, protocol_factory: Callable[[], Any], host: str, port: int, *, local_addr: tuple[str, int] | None = None
+        self,
+        protocol_factory: Callable[[], Any],
+        host: str,
+        port: int,
+        *,
+        ssl: None = None,
+        server_hostname: None = None,
+        local_addr: tuple[str, int] | None = None,
     ) -> tuple[SimTransport, Any]:
+        assert ssl is None, "simulated networks have no TLS"
         return await self.network.connect(self, protocol_factory, host, port)
 
     async def create_server(  # type: ignore[override]
