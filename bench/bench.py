@@ -13,7 +13,7 @@ from bench.load import Load, closed_loop, open_loop
 from bench.measure import measure
 from bench.options import Options, Rate
 from bench.results import Faults, Missing, Row
-from bench.target import Grids, Shape, Target
+from bench.target import Grids, Measured, Shape
 from bench.workload import Workload
 
 ACTORS = 10_000
@@ -48,7 +48,7 @@ class Bench:
 
     # -- measuring
 
-    def row(self, target: Target, workload: Workload, scenario: str, operation: str, **more: Any) -> Row:
+    def row(self, target: Measured, workload: Workload, scenario: str, operation: str, **more: Any) -> Row:
         """An empty row with everything that is known before."""
         shape = target.shape
         promise = DURABILITY.format(shape.replicas) if shape.replicas > 1 else ONE_REPLICA
@@ -65,7 +65,7 @@ class Bench:
         )
 
     async def closed(
-        self, target: Target, workload: Workload, *, scenario: str, operation: str = "", in_flight: int, clients: int = 1
+        self, target: Measured, workload: Workload, *, scenario: str, operation: str = "", in_flight: int, clients: int = 1
     ) -> Row:
         """A row of a closed loop: `in_flight` single calls under way, from this process or from `clients` others."""
         operation = operation or scenario
@@ -94,7 +94,7 @@ class Bench:
         self.rows.append(row)
         return row
 
-    async def open(self, target: Target, workload: Workload, *, scenario: str, operation: str = "", rate: Rate, peak: float) -> Row:
+    async def open(self, target: Measured, workload: Workload, *, scenario: str, operation: str = "", rate: Rate, peak: float) -> Row:
         """A row of an open loop, from this process."""
         operation = operation or scenario
         self.say(f"{scenario}: {operation}, open loop at {rate.label}")
@@ -112,7 +112,7 @@ class Bench:
         self.rows.append(row)
         return row
 
-    async def judge(self, target: Target, workload: Workload, book: Book, before: Sequence[int], *, gap_s: float = 0.0) -> Faults:
+    async def judge(self, target: Measured, workload: Workload, book: Book, before: Sequence[int], *, gap_s: float = 0.0) -> Faults:
         """Read all state back, and hold it against what callers were told. `Faults.acknowledged` counts changes, of which a call may make
         several; `Faults.failed` counts calls.
 

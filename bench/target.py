@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from actorgrid import grid
 from actorgrid.cluster.local import LocalGrid
@@ -24,6 +24,23 @@ class Shape(NamedTuple):
     hosts: int
     partitions: int
     replicas: int
+
+
+class Measured(Protocol):
+    """A running grid, as far as loads need to know it."""
+
+    shape: Shape
+
+    @property
+    def client(self) -> grid.Client:
+        """A client of it in this process."""
+
+    @property
+    def address(self) -> str:
+        """Of all its hosts."""
+
+    def pids(self) -> list[int]:
+        """Of all processes that take part in calls, but this one."""
 
 
 class Target:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 
 from bench.bench import Bench
-from bench.scenarios import calls, cold, faults, inside, one, resting, scale, stages
+from bench.scenarios import calls, cold, faults, inside, one, resting, scale, stages, tls
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ _ALL = (
         "inside", "hosts and client in one process: CPU per call with the least noise, to compare two versions of the code", inside.inside
     ),
     Scenario("stages", "where the time of a call goes, by stage of the hot path: a profile, for shares and not for speed", stages.stages),
+    Scenario("tls", "writes and reads with TLS and without, on plain host processes", tls.tls),
     Scenario("memory", "bytes that an idle activation takes (100,000, or --actors)", resting.memory),
 )
 
