@@ -9,7 +9,7 @@ FIRST ?= 10001
 HOURS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sim sim-many mutants compiled test-compiled bench faults drill clean
+.PHONY: help setup demo test check sim sim-many mutants compiled test-compiled bench faults drill k8s-test kind-test clean
 
 help:            ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,15 +31,15 @@ test: $(STAMP)   ## format, lint, types, layers and all tests (under 15 minutes 
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow"
-	$(BIN)/python -m pytest -m "cluster or slow"
+	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow and not kubernetes"
+	$(BIN)/python -m pytest -m "(cluster or slow) and not kubernetes"
 
 check: $(STAMP)  ## the fast half of `make test`: no cluster, no slow tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow and not kubernetes"
 
 sim: $(STAMP)    ## the whole grid on virtual time: SEEDS=200 plans of faults, and 50 seeds in two processes with different hash seeds (four minutes)
 	$(BIN)/python -m tests.simulation --seeds 1-$(SEEDS)
@@ -59,7 +59,7 @@ $(COMPILED): $(STAMP) hatch_build.py $(shell find actorgrid placement -name '*.p
 	@touch $@
 
 test-compiled: $(COMPILED) ## the fast tests on the compiled build, and 50 simulated grids that must go the same way on both (six minutes)
-	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/python -P -m pytest -n 2 -m "not cluster and not slow"
+	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/python -P -m pytest -n 2 -m "not cluster and not slow and not kubernetes"
 	$(BIN)/python -m tests.simulation.determinism --seeds 1-50 --compiled build/compiled
 
 bench: $(COMPILED) ## the standard benchmarks on the compiled build, peers included: bench-report/index.html, kept under bench/results (ten minutes)
@@ -72,6 +72,12 @@ faults: $(STAMP) ## 100 faults with real processes under load: kills, stops, cut
 
 drill: $(STAMP) ## hosts join, are drained, restarted and killed under load; drill.png shows calls/s and latency (three minutes)
 	$(BIN)/python -m tests.faults.drill --plot drill.png
+
+k8s-test: $(STAMP) ## the watcher against a real API server: ACTORGRID_K8S_CONTROL_PLANE names a script that starts one, or KUBECONFIG a cluster
+	$(BIN)/python -m pytest -m kubernetes -rs tests/kubernetes
+
+kind-test: $(STAMP) ## a grid on a real cluster of three workers, under load: install, scale, drain, kill, upgrade (docker, kind, kubectl, helm; half an hour)
+	$(BIN)/python -m tests.kind
 
 clean:           ## remove the virtual environment and caches (no data directory)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -151,6 +151,18 @@ def test_the_tests_of_the_bank_pass() -> None:
     assert "15 passed" in result.stdout
 
 
+@pytest.mark.slow
+def test_only_who_has_a_credential_gets_in() -> None:
+    result = run("security_example", timeout_s=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout == (
+        "serving by TLS\n"
+        "the shop deposits: 100\n"
+        "the auditor may not: calling actors is for caller, and auditor (observer) is not\n"
+        "a stranger may not: this grid wants a credential: a certificate or a token\n"
+    )
+
+
 # The others
 
 
