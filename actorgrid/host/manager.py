@@ -53,6 +53,8 @@ FORGET_AFTER_S: Final = 3.0
 
 #: Ten years.
 DEADLINE_MAX_S: Final = 315_576_000.0
+#: Who wants what Kubernetes is about to do; no host has this name.
+KUBERNETES: Final = "kubernetes"
 
 
 class IntentRecord(Struct, array_like=True):
@@ -60,8 +62,9 @@ class IntentRecord(Struct, array_like=True):
 
     :ivar number: the order in which intents came
     :ivar deadline_ms: date by which it should be done, or 0
-    :ivar by: the host that wants it since its process is to end; it ends when that host is back. Empty: an operator wants it
-    :ivar kept: the lower intent of an operator that counts again then; 0: there was none
+    :ivar by: the host that wants it since its process is to end; it ends when that host is back. `KUBERNETES`: the watcher wants it, and
+        takes it back. Empty: an operator wants it
+    :ivar kept: the lower intent of an operator that counts again when it ends; 0: there was none
     """
 
     intent: int
@@ -478,8 +481,8 @@ class Manager:
                 raise RequestError(f"node {node} has the intent {have} already, and intents only rise: take it back first (undrain)")
             kept = 0
             if before is not None and by:
-                if not before.by and before.intent >= wanted:
-                    return state  # an operator wants as much, and until it is taken back
+                if before.intent >= wanted and (not before.by or (by == KUBERNETES and before.by != by)):
+                    return state  # an operator wants as much, and until it is taken back, or a host does, and until it is back
                 kept = before.kept if before.by else before.intent
             record = IntentRecord(int(wanted), before.number if before is not None else number, deadline_ms, by, kept)
             return msgspec.structs.replace(state, intents={**state.intents, node: record}, last_number=number)
@@ -490,39 +493,49 @@ class Manager:
         return self._drain_row(node)
 
     async def _undrain(self, observation: Observation, arguments: dict[str, Any]) -> dict[str, Any]:
+        """End what is wanted of a node; with `by`, only if it is wanted by that one."""
         node = self._node(observation, arguments)
-        await self._take_back(node)
+        await self._take_back(node, str(arguments.get("by", "")))
         self._look_again()
-        return {"node": node, "intent": "none"}
+        stands = self._standing(node)
+        return {"node": node, "intent": "none"} if stands["intent"] == "none" else {"node": node, **stands}
 
-    async def _take_back(self, node: str, *, keeps: bool = False) -> None:
-        """End what is wanted of `node`, or only what its own host wanted."""
+    async def _take_back(self, node: str, by: str) -> None:
+        """End what is wanted of `node`; what `by` wanted, if that is given: then what an operator wanted before counts again."""
         taken: list[int] = []
 
         def without_intent(state: PlacementState) -> PlacementState:
             record = state.intents.get(node)
-            if record is None or (keeps and not record.by):  # an operator has asked for something meanwhile
+            if record is None or (by and record.by != by):  # somebody else has asked for something meanwhile
                 return state
             taken.append(record.intent)
             intents = {name: each for name, each in state.intents.items() if name != node}
-            if keeps and record.kept:
+            if by and record.kept:
                 intents[node] = IntentRecord(record.kept, record.number)
             return msgspec.structs.replace(state, intents=intents)
 
         await self._change(without_intent)
         if taken:
-            logger.info("intent taken back node=%s intent=%s", node, Intent(taken[0]).name.lower())
+            logger.info("intent taken back node=%s intent=%s by=%s", node, Intent(taken[0]).name.lower(), by or "operator")
+
+    def _standing(self, node: str) -> dict[str, Any]:
+        """What is wanted of the node, by whom, and how long there is."""
+        record = self._state.intents.get(node)
+        if record is None:
+            return {"intent": "none", "by": "", "deadline_left_s": None}
+        left_s = round((record.deadline_ms - self._date_ms()) / 1000, 1) if record.deadline_ms else None
+        return {"intent": Intent(record.intent).name.lower(), "by": record.by, "deadline_left_s": left_s}
 
     async def _welcome_back(self, overview: Overview) -> None:
         """A host that left to be restarted, and that reports again as one that stays, wants nothing any more."""
-        leaving = {node: record.by for node, record in self._state.intents.items() if record.by}
+        leaving = {node: record.by for node, record in self._state.intents.items() if record.by not in ("", KUBERNETES)}
         self._left_s = {node: self._left_s.get(node, ambient.monotonic()) for node in leaving}
         for node, host in leaving.items():
             report = overview.report_of(host)
             is_back = report is not None and not report.is_leaving and overview.is_up(host)
             # Only what it said after its wish was known.
             if is_back and overview.heard_s(host) > self._left_s[node]:
-                await self._take_back(node, keeps=True)
+                await self._take_back(node, host)
 
     def _estimate(self, observation: Observation, node: str, wanted: Intent) -> dict[str, Any]:
         """How long it would take now: `placement` is asked as if the intent were there."""
@@ -649,7 +662,7 @@ class Manager:
                     "zone": node.zone,
                     "labels": dict(node.labels),
                     "state": "up" if up == len(hosts) else "down" if not up else "partly up",
-                    "intent": node.intent.name.lower(),
+                    **self._standing(node.name),
                     "drain": self._row(drain)["state"] if drain is not None else None,
                     "hosts": sorted(names),
                     "capacity": {
