@@ -9,7 +9,7 @@ FIRST ?= 10001
 HOURS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sim sim-many mutants compiled test-compiled bench faults drill k8s-test kind-test clean
+.PHONY: help setup demo test check sim sim-many mutants compiled test-compiled bench faults drill image k8s-test kind-test clean
 
 help:            ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ faults: $(STAMP) ## 100 faults with real processes under load: kills, stops, cut
 
 drill: $(STAMP) ## hosts join, are drained, restarted and killed under load; drill.png shows calls/s and latency (three minutes)
 	$(BIN)/python -m tests.faults.drill --plot drill.png
+
+image:           ## the container image actorgrid:latest, for nodes, Ray's head, Jobs and tests (docs/kubernetes.md)
+	docker build --tag actorgrid:latest .
 
 k8s-test: $(STAMP) ## the watcher against a real API server: ACTORGRID_K8S_CONTROL_PLANE names a script that starts one, or KUBECONFIG a cluster
 	$(BIN)/python -m pytest -m kubernetes -rs tests/kubernetes

@@ -99,7 +99,7 @@ def settle(store: SecretStore, name: str, cluster: str, *, addresses: Sequence[s
     # The clients' tokens first: a digest whose token nobody has is of no use, a token that hosts do not know yet is there a moment later.
     tokens: dict[str, bytes] = {}
     for role in CLIENT_ROLES:
-        data = of(role, lambda _: {"ca.crt": authority.certificate, "token": _new_token().encode()}, lambda data: "token" not in data)
+        data = of(role, lambda old: _client_data(authority, old), lambda data: data != _client_data(authority, data))
         tokens[role] = data["token"]
     of(
         "tokens",
@@ -112,6 +112,12 @@ def settle(store: SecretStore, name: str, cluster: str, *, addresses: Sequence[s
 def _authority_data(cluster: str) -> Data:
     pair = certificates.make_authority(cluster)
     return {"ca.crt": pair.certificate, "ca.key": pair.key}
+
+
+def _client_data(authority: Pair, old: Data | None) -> Data:
+    """What a client mounts; the token is kept, the authority's certificate is the one that counts now."""
+    token = (old or {}).get("token") or _new_token().encode()
+    return {**(old or {}), "ca.crt": authority.certificate, "token": token}
 
 
 def _new_token() -> str:

@@ -17,6 +17,7 @@ from actorgrid.ambient import new_client_id
 from actorgrid.client import admin
 from actorgrid.client.map import PartitionMap
 from actorgrid.cluster.grid_file import say_shortage
+from actorgrid.credentials import Credentials
 from actorgrid.errors import ActorGridError, DeadlineExceededError
 from actorgrid.settings import WireSettings
 from actorgrid.wire.messages import HostInfo
@@ -38,7 +39,10 @@ Report = dict[str, Any]
 
 
 async def ask_all(hosts: Iterable[HostInfo], verb: str, *, cluster_id: str, timeout_s: float) -> Answers:
-    """Ask all `hosts` at once; the answer of each, or why there is none, in not more than `timeout_s`."""
+    """Ask all `hosts` at once, with the credentials of the environment; the answer of each, or why there is none, in not more than
+    `timeout_s`.
+    """
+    credentials = Credentials.from_environment()
 
     async def ask(host: HostInfo) -> dict[str, Any] | ActorGridError:
         try:
@@ -51,6 +55,7 @@ async def ask_all(hosts: Iterable[HostInfo], verb: str, *, cluster_id: str, time
                 cluster_id=cluster_id,
                 wire=WireSettings(),
                 timeout_s=timeout_s,
+                credentials=credentials,
             )
         except ActorGridError as error:
             return error

@@ -18,6 +18,7 @@ from actorgrid.credentials import TokenFile, digest_of, read_tokens
 from actorgrid.errors import HostUnavailableError, SettingsError
 
 DAY_NS = 86_400 * 10**9
+CLIENTS = ("caller", "observer", "operator")
 
 
 @pytest.fixture
@@ -207,6 +208,16 @@ def test_a_new_address_is_taken_into_the_certificate():
     store = Secrets()
     settled(store)
     assert settled(store, addresses=["grid.svc", "more.example"])["grid-host"] == "renewed"
+
+
+def test_a_new_authority_reaches_every_secret():
+    store = Secrets()
+    settled(store)
+    token = store.kept["grid-caller"][0]["token"]
+    del store.kept["grid-ca"]
+    assert {name for name, what in settled(store).items() if what == "renewed"} == {f"grid-{each}" for each in (*CLIENTS, "host")}
+    assert {store.kept[f"grid-{each}"][0]["ca.crt"] for each in (*CLIENTS, "host")} == {store.kept["grid-ca"][0]["ca.crt"]}
+    assert store.kept["grid-caller"][0]["token"] == token
 
 
 def test_two_jobs_at_once_end_with_one_truth():
