@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from actorgrid import __version__
-from actorgrid.cli import call, certs, constraints, init, local_grid, node, placement, recovery, status
+from actorgrid.cli import call, certs, constraints, init, local_grid, node, placement, pod, recovery, status
 from actorgrid.credentials import VARIABLES
 
 app = typer.Typer(
@@ -63,5 +63,6 @@ app.command("unfreeze")(placement.unfreeze_command)
 app.command("constrain")(constraints.constrain_command)
 app.command("recover")(recovery.recover_command)
 app.add_typer(node.app, name="node")
+app.add_typer(pod.app, name="pod")
 app.add_typer(certs.app, name="certs")
 app.add_typer(certs.tokens_app, name="tokens")

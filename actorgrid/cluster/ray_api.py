@@ -4,7 +4,7 @@ What crosses Ray as argument or result is plain data of ours (bytes, str, number
 user's class: Ray pickles, we do not (I18). None of this is on the path of a message: when Ray's control store is away,
 hosts serve on, and only starting hosts and offloading waits.
 
-Private here: ``ray._private.node.Node`` and ``RayParams`` (what ``ray start --head`` itself uses; it offers ports,
+Private here: ``ray._private.node.Node`` and ``RayParams`` (what ``ray start`` itself uses, head or not; it offers ports,
 directories and processes that ``ray.init`` does not), a node's list of processes, ``GcsClient``, which tells of nodes and drains and
 takes a time-out, which ``ray.nodes`` does not (`AttachedRay.look`), and ``GlobalStateAccessor`` with the wording of a raylet's report of
 a worker's end (`WorkerRecords`). ``tests/cluster`` is their contract test; ray is pinned in ``pyproject.toml``.
@@ -68,6 +68,123 @@ def ray_environment(gcs_directory: Path) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
+
+
+def pod_environment(address: str, *, storage: Path | None = None) -> dict[str, str]:
+    """Variables of Ray's processes in a pod, head or node; to be set before Ray is imported. How they prove themselves is the pod's to say.
+
+    :param address: of the pod
+    :param storage: of the head: the directory of its control store
+    """
+    kept = ray_environment(storage or Path())
+    left_out = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+    if not ports.is_loopback(address):
+        left_out.add("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")  # it would take 127.0.0.1 for the pod's address
+    if storage is None:
+        left_out |= {"RAY_gcs_storage", "RAY_gcs_storage_path"}
+    # A node that is gone is seen after 1.5 s, and one that hangs after 5 s, instead of 15 and 65.
+    health = {"RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+    return {name: value for name, value in kept.items() if name not in left_out} | health
+
+
+#: What a Ray node listens on, counted from the first port of a pod; a network policy names them so.
+POD_PORTS = {
+    "node-manager": 0,
+    "object-manager": 1,
+    "runtime-env": 2,
+    "metrics-agent": 3,
+    "metrics": 4,
+    "agent": 5,
+}
+POD_WORKER_PORTS = range(20, 520)
+
+
+class PodRay:
+    """Ray's servers of one pod, started by and for the calling process, which must call from its main thread.
+
+    When the calling process dies, the kernel kills them.
+
+    :param directory: where Ray keeps sockets and logs; short (socket paths have at most 107 bytes)
+    :param address: ``HOST:PORT`` of the control store
+    :param ip: of the pod
+    :param first_port: of `POD_PORTS` and `POD_WORKER_PORTS`; 0: the kernel gives any
+    :param label: of a node: its name; empty: this is the head, which runs the control store and has no host
+    :param cpus: what offloaded tasks may use; None: as many as Ray finds
+    """
+
+    def __init__(self, directory: Path, *, address: str, ip: str, first_port: int, label: str = "", cpus: int | None = None) -> None:
+        import ray
+        from ray._private.node import Node
+        from ray._private.parameter import RayParams
+        from ray._private.resource_isolation_config import ResourceIsolationConfig
+
+        class BareNode(Node):  # type: ignore[misc]  # ray is untyped
+            def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+                """Leave the dashboard's server out: 100 MB for something nobody asks."""
+
+        def port(name: str) -> int:
+            return first_port and first_port + POD_PORTS[name]
+
+        self._ray = ray
+        self._directory = directory
+        self._ip = ip
+        is_head = not label
+        where: dict[str, Any] = {"gcs_server_port": int(address.rpartition(":")[2])} if is_head else {"gcs_address": address}
+        self._node = BareNode(
+            RayParams(
+                node_ip_address=ip,
+                node_manager_port=port("node-manager"),
+                object_manager_port=port("object-manager"),
+                runtime_env_agent_port=port("runtime-env"),
+                metrics_agent_port=port("metrics-agent"),
+                metrics_export_port=port("metrics"),
+                dashboard_agent_listen_port=port("agent"),
+                min_worker_port=first_port and first_port + POD_WORKER_PORTS.start,
+                max_worker_port=first_port and first_port + POD_WORKER_PORTS.stop - 1,
+                num_cpus=0 if is_head else cpus,
+                num_gpus=0,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                # A container's /dev/shm has 64 MB unless somebody thought of it.
+                plasma_directory=str(directory),
+                include_dashboard=False,
+                include_log_monitor=False,
+                no_monitor=True,
+                temp_dir=str(directory),
+                labels={HOST_LABEL: NO_HOST} if is_head else {NODE_LABEL: label},
+                resource_isolation_config=ResourceIsolationConfig(enable_resource_isolation=False),
+                **where,
+            ),
+            head=is_head,
+            shutdown_at_exit=False,
+            spawn_reaper=True,
+        )
+        self.address: str = self._node.gcs_address
+        self.node_id: str = self._node.node_id
+
+    def connect(self, namespace: str) -> None:
+        """Become a driver on this very node."""
+        self._ray.init(
+            address=self.address,
+            namespace=namespace,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=str(self._directory),
+            _node_ip_address=self._ip,
+        )
+
+    def dead_servers(self) -> list[str]:
+        """Names of Ray's servers of this pod that have ended, such as ``gcs_server``."""
+        return [str(name) for name, _process in self._node.dead_processes()]
+
+    def restart_control_store(self) -> None:
+        """Start the head's control store again at the same port, from what it stored."""
+        del self._node.all_processes["gcs_server"]
+        self._node._gcs_address = self._node._gcs_client = None  # else it refuses to start a second one
+        self._node.start_gcs_server()
+
+    def stop(self) -> None:
+        """Kill Ray's servers."""
+        self._node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 class LocalRay:
@@ -244,9 +361,9 @@ class HostHandle:
         self.node_id = node_id
         self._actor = actor
 
-    def begin(self, method: str) -> Any:
-        """Call a method of the actor; the reference goes to `results`."""
-        return getattr(self._actor, method).remote()
+    def begin(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the actor with plain data; the reference goes to `results`."""
+        return getattr(self._actor, method).remote(*arguments)
 
     def end(self) -> None:
         """End its process for good: Ray starts no other one."""

@@ -33,6 +33,7 @@ import msgspec
 
 from actorgrid.cluster import grid_file, ray_api
 from actorgrid.cluster.supervision import RaySupervisor
+from actorgrid.credentials import Credentials
 from actorgrid.errors import ActorError, ActorGridError, InvalidArgumentError, SettingsError, StorageError, to_wire
 from actorgrid.host.config import HostConfig
 from actorgrid.host.host import Host
@@ -57,10 +58,16 @@ FAILURES_AT_ONCE = 2
 MENDED_AGAIN_S = 5.0
 LOG_BYTES_MAX = 16 << 20
 LOG_FILES = 3
+LOG_FORM = "%(asctime)s %(levelname)s %(process)d %(name)s %(message)s"
 
 
 class HostOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host is to be, as plain data that Ray carries; the JSON form of `HostConfig`."""
+    """What a host is to be, as plain data that Ray carries; the JSON form of `HostConfig`.
+
+    :ivar listen: address to listen on; empty: `address`
+    :ivar credentials: names of files, never what is in them; empty: none
+    :ivar output: a file that gets a copy of the log, for example the standard output of who watches the host; empty: none
+    """
 
     cluster_id: str
     name: str
@@ -78,6 +85,9 @@ class HostOrder(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     weight: float = 1.0
     replicas_max: int = REPLICAS_UNLIMITED
+    listen: str = ""
+    credentials: dict[str, str] = {}
+    output: str = ""
 
     def config(self) -> HostConfig:
         """The same for `Host`."""
@@ -98,6 +108,8 @@ class HostOrder(msgspec.Struct, frozen=True, kw_only=True):
             labels=self.labels,
             weight=self.weight,
             replicas_max=self.replicas_max,
+            listen=self.listen,
+            credentials=Credentials(**self.credentials) if self.credentials else None,
         )
 
 
@@ -123,7 +135,7 @@ def order_of(grid: grid_file.GridFile, host: grid_file.HostEntry, data: Path, se
 
 def is_same_order(one: bytes, other: bytes) -> bool:
     """Whether a host with the one order need not be started anew to have the other; which hosts there are it hears from the others."""
-    first, second = (msgspec.structs.replace(msgspec.json.decode(each, type=HostOrder), hosts=()) for each in (one, other))
+    first, second = (msgspec.structs.replace(msgspec.json.decode(each, type=HostOrder), hosts=(), output="") for each in (one, other))
     return first == second
 
 
@@ -138,6 +150,7 @@ class HostActor:
         self._stopped: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        self._host: Host | None = None
         # Nothing may be raised here: Ray would take the actor for one that can never start.
         threading.Thread(target=self._run, name="actorgrid-host", daemon=True).start()
 
@@ -153,6 +166,12 @@ class HostActor:
     async def ping(self) -> int:
         """The process id: it runs, whatever its host's loop does."""
         return os.getpid()
+
+    async def leave(self) -> None:
+        """Let the rest of the grid do without it, for at most ``stop_grace_s``: see `Host.leave`. It goes on serving."""
+        host, loop = self._host, self._loop
+        if host is not None and loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(host.leave(), loop))
 
     async def stop(self) -> None:
         """Leave duty in order. The process stays, empty, until its keeper ends it."""
@@ -180,13 +199,24 @@ class HostActor:
             ray_api.quiet_actor_output(directory / "host.out")
             path = directory / grid_file.HOST_LOG_FILE
             handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES_MAX, backupCount=LOG_FILES, encoding="utf-8")
-            log_to(handler, "%(asctime)s %(levelname)s %(process)d %(name)s %(message)s")
+            log_to(handler, LOG_FORM)
+            self._copy_log()
             grid_file.write_host_mark(directory)
         except OSError as error:
             self._answer(list(to_wire(StorageError(f"cannot write to {directory}: {error.strerror or error}"))))
             time.sleep(START_AGAIN_S)
             self._exit(EXIT_START_FAILED)
         log.info("process started: host=%s pid=%d data_dir=%s app=%s", order.name, os.getpid(), directory, ",".join(order.app))
+
+    def _copy_log(self) -> None:
+        if not self._order.output:
+            return
+        try:
+            copy = open(self._order.output, "a", encoding="utf-8")  # noqa: SIM115  # it stays open as long as the process
+        except OSError as error:
+            log.warning("log is not copied: host=%s to=%s reason=%s", self._order.name, self._order.output, error)
+        else:
+            log_to(logging.StreamHandler(copy), f"{self._order.name} {LOG_FORM}")
 
     async def _live(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -232,6 +262,7 @@ class HostActor:
             self._started.set_result(problem)
 
     async def _serve(self, host: Host, stop: asyncio.Event) -> None:
+        self._host = host
         stopping = asyncio.create_task(stop.wait())
         failing = asyncio.create_task(host.run_until_failed())
         await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)

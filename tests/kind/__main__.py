@@ -10,10 +10,12 @@ one.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.kind.cluster import CHART, CLUSTER, HERE, IMAGE, LOAD_POD, Namespace, load_image, make_cluster, missing_tools, run, until
+from tests.kind.cluster import (
+    CHART,
+    CLUSTER,
+    HERE,
+    IMAGE,
+    LOAD_POD,
+    CommandFailedError,
+    Namespace,
+    load_image,
+    make_cluster,
+    missing_tools,
+    run,
+    until,
+)
 
 RELEASE = "actorgrid"
 HEAD = "actorgrid-head-0"
@@ -60,6 +75,14 @@ class Drill:
         self.steps: list[Step] = []
         self._options = options
         self._nodes = 3
+        self._ended = threading.Event()
+        self._opener = threading.Thread(target=self._open_volumes, name="volumes", daemon=True)
+        self._opener.start()
+
+    def _open_volumes(self) -> None:
+        while not self._ended.wait(0.5):
+            with contextlib.suppress(CommandFailedError, subprocess.TimeoutExpired, ValueError, KeyError):  # the next look sees it, too
+                self.space.open_volumes()
 
     # -- what happens
 
@@ -242,6 +265,7 @@ class Drill:
 
     def end(self) -> dict[str, Any]:
         """Stop the load; what it found when it read everything back."""
+        self._ended.set()
         self.space.kubectl("exec", LOAD_POD, "--", "python", "-c", "import os; os.kill(1, 15)", fails=False)
         found: dict[str, Any] = until(
             lambda: next((line for line in self.space.load_lines() if line.get("final")), None), 180, "all actors read back"

@@ -84,6 +84,7 @@ class Namespace:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._opened: set[str] = set()
 
     def kubectl(self, *arguments: str, **options: Any) -> str:
         return run("kubectl", "--namespace", self.name, *arguments, **options)
@@ -138,6 +139,24 @@ class Namespace:
         if len(rows) != nodes or any(row["state"] != "up" or row["intent"] != "none" for row in rows) or not seen["is_balanced"]:
             return False
         return all(partition["health"] == "ok" for partition in self.operator("status", "--json")["partitions"])
+
+    def open_volumes(self) -> None:
+        """Let pods that are not root write to their volumes.
+
+        A kubelet applies no ``fsGroup`` to directories of the node, which is what volumes of `kind` are, and some provisioners make them for
+        root alone.
+        """
+        for claim in self.get("persistentvolumeclaims")["items"]:
+            volume = claim["spec"].get("volumeName")
+            if not volume or volume in self._opened:
+                continue
+            spec = json.loads(run("kubectl", "get", "persistentvolume", volume, "--output", "json"))["spec"]
+            path = (spec.get("hostPath") or spec.get("local") or {}).get("path")
+            terms = spec.get("nodeAffinity", {}).get("required", {}).get("nodeSelectorTerms", [])
+            nodes = [value for term in terms for each in term.get("matchExpressions", []) for value in each["values"]]
+            for node in nodes if path else []:
+                run("docker", "exec", node, "sh", "-c", f"mkdir -p {path} && chmod 0777 {path}")
+            self._opened.add(volume)
 
     # -- the load
 
