@@ -12,6 +12,7 @@ This module must not: import anything that the bare package does not have.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -39,6 +40,8 @@ CLIENT_ROLES: Final = (ROLE_CALLER, ROLE_OBSERVER, ROLE_OPERATOR)
 SCHEME: Final = "actorgrid"
 ANY_NAME: Final = "*"
 TOKEN_BYTES_MAX: Final = 2048
+#: Files that could not be used are tried again after this.
+TRIED_AGAIN_NS: Final = 5_000_000_000
 #: Field -> variable of the environment.
 VARIABLES: Final = {
     "ca": "ACTORGRID_CA",
@@ -162,6 +165,12 @@ def identity_of(certificate: Mapping[str, Any] | None) -> Identity | None:
     return Identity(cluster, frozenset(roles), name, expires_ms)
 
 
+def is_host(certificate: Mapping[str, Any] | None) -> bool:
+    """Whether a verified certificate is a host's, of whatever grid."""
+    identity = identity_of(certificate)
+    return identity is not None and ROLE_HOST in identity.roles
+
+
 def check_host(certificate: Mapping[str, Any] | None, cluster: str, host: str = "") -> None:
     """Make sure that a certificate is of a host of the grid.
 
@@ -190,6 +199,7 @@ class _Watched:
         self._what = what
         self._lock = threading.Lock()  # probes and actor threads connect, too
         self._marks = self._look()
+        self._again_ns = 0  # when to try once more what did not succeed; 0: nothing failed
         self._made = make()
 
     def _look(self) -> tuple[tuple[int, int, int], ...]:
@@ -205,17 +215,23 @@ class _Watched:
     def get(self) -> Any:
         """The newest that could be made."""
         marks = self._look()
-        if marks != self._marks:
+        if self._is_due(marks):
             with self._lock:
-                if marks != self._marks:
-                    self._marks = marks  # also if it fails: said once, and tried again with the next change
+                if self._is_due(marks):
+                    self._marks = marks
                     try:
                         self._made = self._make()
                     except (AccessDeniedError, SettingsError) as error:
+                        # Tried again without a change, too: it may have been a descriptor or a right that was missing for a moment.
+                        self._again_ns = ambient.monotonic_ns() + TRIED_AGAIN_NS
                         logger.error("changed files cannot be used, the old ones count: what=%s error=%s", self._what, error)
                     else:
+                        self._again_ns = 0
                         logger.info("files have changed and were read again: what=%s files=%s", self._what, ",".join(self._paths))
         return self._made
+
+    def _is_due(self, marks: tuple[tuple[int, int, int], ...]) -> bool:
+        return marks != self._marks or (self._again_ns != 0 and ambient.monotonic_ns() >= self._again_ns)
 
 
 class _RenewedContext(ssl.SSLContext):
@@ -241,6 +257,7 @@ def server_context(credentials: Credentials) -> ssl.SSLContext:
     return _renewed(ssl.PROTOCOL_TLS_SERVER, credentials)
 
 
+@functools.lru_cache(maxsize=64)
 def client_context(credentials: Credentials) -> ssl.SSLContext:
     """For a connection to a host; afterwards `check_host` must be asked whether it is one.
 
@@ -377,8 +394,10 @@ class Gate:
         """Whether a credential that was taken has neither expired nor, for a token, been withdrawn since."""
         if self.is_open:
             return True
-        if identity.token_digest and identity.token_digest not in self._known_tokens():
-            return False
+        if identity.token_digest:
+            record = self._known_tokens().get(identity.token_digest)
+            if record is None or frozenset(record.roles) != identity.roles or record.expires_ms != identity.expires_ms:
+                return False  # withdrawn, or worth something else now: whoever has it comes back and gets that
         # A date that somebody wrote into the credential: here the wall clock is what is meant.
         return not identity.expires_ms or identity.expires_ms > ambient.wall_clock_ns() // 1_000_000
 

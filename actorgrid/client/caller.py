@@ -33,6 +33,7 @@ from actorgrid.client.pending import Origin, PendingCall, error_at_close, error_
 from actorgrid.client.router import Router
 from actorgrid.credentials import Credentials, client_context
 from actorgrid.errors import (
+    AccessDeniedError,
     ActorGridError,
     DeadlockError,
     HostUnavailableError,
@@ -72,6 +73,8 @@ _SILENCE_S = 1.0
 _PROBE_PATIENCE_S = 2.0
 #: Refusals that a new primary need not give: who got one is sent to it at once.
 _NEW_PRIMARY_MAY_ANSWER = (NotPrimaryError, HostUnavailableError, NoWriteQuorumError, WriteInDoubtError)
+#: So long a host must deny access before its calls hear of it: credentials that are being renewed are not known everywhere at once.
+REFUSED_FOR_GOOD_S: Final = 2.0
 #: A call refused as too old this often meets a grid that forgets faster than the client can follow.
 _EXPIRATIONS_MAX = 5
 
@@ -659,10 +662,16 @@ class Caller:
             self._router.on_failed(link)
 
     def on_link_refused(self, link: Link, error: ActorGridError) -> None:
-        """A host will not have this client: that is an answer, not a reason to go on asking."""
+        """A host will not have this client: that is an answer, not a reason to go on asking.
+
+        Unless others may see it otherwise: a new token or certificate reaches hosts one after another.
+        """
         if self._router.map is None:
-            self._refusal = error
-            self._router.map_changed.set()
+            if all(self._router.links.get(seed).has_refused for seed in self._seeds):
+                self._refusal = error
+                self._router.map_changed.set()
+        elif isinstance(error, AccessDeniedError) and link.refused_for_s < REFUSED_FOR_GOOD_S:
+            return
         for call in list(self._pending.values()):
             if call.connection is None and self._is_refused(call, link):
                 if call.is_in_doubt:

@@ -141,9 +141,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer or the network ended it."""
-        if self.welcome is None and isinstance(exc, ssl.SSLError) and "ALERT" in (exc.reason or ""):
+        if self.welcome is None and isinstance(exc, ssl.SSLError) and "ALERT" in _reason_of(exc):
             # With TLS 1.3 a client hears only now that its certificate was refused.
-            self._refuse(AccessDeniedError(f"{self.name}: the host refused this client's certificate: {exc.reason}"))
+            self._refuse(AccessDeniedError(f"{self.name}: the host refused this client's certificate: {_reason_of(exc)}"))
             return
         self.close(HostUnavailableError(f"{self.name}: connection lost" + (f": {exc}" if exc else "")))
 
@@ -322,11 +322,17 @@ async def connect(
 def _tls_problem(name: str, error: ssl.SSLError) -> Exception:
     if isinstance(error, ssl.SSLCertVerificationError):
         return RefusedError(AccessDeniedError(f"{name}: the certificate shown there is not of this grid: {error.verify_message}"))
-    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG"):
+    reason = _reason_of(error)
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG"):
         return RefusedError(AccessDeniedError(f"{name} does not speak TLS, and credentials are for TLS only"))
-    if "ALERT" in (error.reason or ""):
-        return RefusedError(AccessDeniedError(f"{name}: the host refused this client's certificate: {error.reason}"))
-    return HostUnavailableError(f"{name}: TLS failed: {error.reason or error}")
+    if "ALERT" in reason:
+        return RefusedError(AccessDeniedError(f"{name}: the host refused this client's certificate: {reason}"))
+    return HostUnavailableError(f"{name}: TLS failed: {reason or error}")
+
+
+def _reason_of(error: ssl.SSLError) -> str:
+    # Of errors that Python itself makes there is none.
+    return str(getattr(error, "reason", None) or "")
 
 
 def _close_all(connections: list[Connection], name: str) -> None:

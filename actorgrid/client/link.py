@@ -81,6 +81,7 @@ class Link:
         self.is_writable = False
         self.last_error: ActorGridError | None = None
         self.has_refused = False
+        self._refused_since = 0.0
         self._owner = owner
         self._settings = settings
         self._wire = wire
@@ -98,6 +99,11 @@ class Link:
         if self.connection is None and self._task is None and not self._is_closed:
             self._connecting_since = self._loop.time()
             self._task = self._loop.create_task(self._connect(), name=f"actorgrid connect {self.name}")
+
+    @property
+    def refused_for_s(self) -> float:
+        """Since when the host has refused this client, without a break."""
+        return self._loop.time() - self._refused_since if self.has_refused else 0.0
 
     @property
     def is_connecting(self) -> bool:
@@ -129,6 +135,8 @@ class Link:
                 except RefusedError as refusal:
                     self._fail(refusal.error)
                     if not isinstance(refusal.error, TransientError):
+                        if not self.has_refused:
+                            self._refused_since = self._loop.time()
                         self.has_refused = True
                         self._owner.on_link_refused(self, refusal.error)
                 except AccessDeniedError as error:  # the own token cannot be read, perhaps for a moment only

@@ -125,15 +125,19 @@ def renew(authority: Pair, old: bytes, *, days: int | None = None) -> Pair:
 
 def is_due(certificate: bytes, authority: bytes) -> bool:
     """Whether a certificate is to be renewed: little of its life is left, or it is of another authority."""
-    own, parent = _parse(certificate), _parse(authority)
+    own = _parse(certificate)
     life = own.not_valid_after_utc - own.not_valid_before_utc
     if own.not_valid_after_utc - _now() < life * RENEWED_AT_PART:
         return True
+    return not any(_has_issued(parent, own) for parent in _parse_all(authority))
+
+
+def _has_issued(parent: x509.Certificate, own: x509.Certificate) -> bool:
     try:
         own.verify_directly_issued_by(parent)
     except (ValueError, TypeError, InvalidSignature):
-        return True
-    return False
+        return False
+    return True
 
 
 def look(certificate: bytes) -> Seen:
@@ -228,14 +232,25 @@ def _parse(pem: bytes) -> x509.Certificate:
         raise SettingsError(f"this is no certificate in PEM: {error}") from None
 
 
+def _parse_all(pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise SettingsError(f"these are no certificates in PEM: {error}") from None
+
+
 def _read(authority: Pair) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    certificate = _parse(authority.certificate)
     try:
         key = serialization.load_pem_private_key(authority.key, password=None)
     except (ValueError, TypeError) as error:
         raise SettingsError(f"the authority's key cannot be read: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise SettingsError("the authority's key is not of an elliptic curve, as those that `actorgrid certs make` makes are")
-    if not look(authority.certificate).is_authority:
+    # While an authority is changed, the file has the old and the new one, in any order.
+    own = [each for each in _parse_all(authority.certificate) if each.public_key() == key.public_key()]
+    if not own:
+        raise SettingsError("none of the authority's certificates is of the authority's key")
+    certificate = own[0]
+    if not look(_pem(certificate)).is_authority:
         raise SettingsError("the certificate given as the authority's may not sign others")
     return certificate, key

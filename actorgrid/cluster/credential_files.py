@@ -8,9 +8,11 @@ owner alone. Whoever has ``ca.key`` can be anybody: it belongs on no machine tha
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -70,6 +72,8 @@ def issue(directory: Path, roles: Sequence[str], name: str, *, addresses: Sequen
 
     :raises SettingsError: it exists, or the authority cannot be read
     """
+    if "/" in name or name.startswith("."):
+        raise SettingsError(f"a holder's name is that of its directory, so it has no slash and does not begin with a dot; got {name!r:.80}")
     authority = read_authority(directory)
     target = directory / (name if name != ANY_NAME else "host")
     if target.exists():
@@ -126,7 +130,7 @@ def cluster_of(directory: Path) -> str:
     """
     for _, seen in show(directory):
         if seen.identities:
-            return seen.identities[0].split("/")[2]
+            return urllib.parse.unquote(seen.identities[0].split("/")[2])
     raise SettingsError(f"{directory} has no certificate that says which grid it is of")
 
 
@@ -164,13 +168,14 @@ def add_token(path: Path, name: str, roles: Sequence[str], days: int | None) -> 
 
     :raises SettingsError: there is one of that name, or an argument cannot be
     """
-    known = read_tokens(path).tokens if path.exists() else ()
-    if any(record.name == name for record in known):
-        raise SettingsError(f"{path} has a token {name!r} already; remove it first (`actorgrid tokens remove`)")
-    if len(known) >= TOKENS_MAX:
-        raise SettingsError(f"{path} has {TOKENS_MAX} tokens, which is the limit")
     token, record = new_token(name, roles, days)
-    write_tokens(path, TokenFile(tokens=(*known, record)))
+    with _locked(path):
+        known = read_tokens(path).tokens if path.exists() else ()
+        if any(each.name == name for each in known):
+            raise SettingsError(f"{path} has a token {name!r} already; remove it first (`actorgrid tokens remove`)")
+        if len(known) >= TOKENS_MAX:
+            raise SettingsError(f"{path} has {TOKENS_MAX} tokens, which is the limit")
+        write_tokens(path, TokenFile(tokens=(*known, record)))
     return token
 
 
@@ -179,11 +184,27 @@ def remove_token(path: Path, name: str) -> None:
 
     :raises SettingsError: there is none of that name
     """
-    known = read_tokens(path)
-    left = tuple(record for record in known.tokens if record.name != name)
-    if len(left) == len(known.tokens):
-        raise SettingsError(f"{path} has no token {name!r}; those it has: {', '.join(record.name for record in left) or 'none'}")
-    write_tokens(path, msgspec.structs.replace(known, tokens=left))
+    with _locked(path):
+        known = read_tokens(path)
+        left = tuple(record for record in known.tokens if record.name != name)
+        if len(left) == len(known.tokens):
+            raise SettingsError(f"{path} has no token {name!r}; those it has: {', '.join(record.name for record in left) or 'none'}")
+        write_tokens(path, msgspec.structs.replace(known, tokens=left))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two people who change a file at a time do so one after the other."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error.strerror or error}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_tokens(path: Path, content: TokenFile) -> None:

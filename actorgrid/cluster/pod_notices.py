@@ -23,6 +23,9 @@ WATCH_AGAIN_S: Final = 5.0
 WATCH_AGAIN_MAX_S: Final = 300.0
 STOP_S: Final = 2.0
 UNAUTHORIZED: Final = 401
+#: Nobody knows the StatefulSet, or this pod; believed if it is so for longer than an API server takes to start, or a token to be renewed.
+GONE: Final = -1
+GONE_SURE_S: Final = 10.0
 
 
 class Notices:
@@ -32,6 +35,7 @@ class Notices:
         self._settings = settings
         self._is_there = _say_whether_there()
         self._unsaid: set[str] = set()
+        self._gone_since_s = 0.0
 
     async def zone(self) -> str:
         """Of the machine that the pod is on; empty if nobody says."""
@@ -44,12 +48,17 @@ class Notices:
         return str(found or "")
 
     async def wanted_replicas(self) -> int | None:
-        """How many pods the StatefulSet shall have, 0 if it is gone; None if nobody says."""
+        """How many pods the StatefulSet shall have, 0 if it has been gone for a while; None if nobody says."""
         if not self._is_there:
             return None
         settings = self._settings
         found = await self._ask("the wanted number of pods", lambda: _wanted_replicas(settings.namespace, settings.statefulset))
-        return found if isinstance(found, int) else None
+        if found != GONE:
+            self._gone_since_s = 0.0
+            return found if isinstance(found, int) else None
+        now_s = asyncio.get_running_loop().time()
+        self._gone_since_s = self._gone_since_s or now_s
+        return 0 if now_s - self._gone_since_s >= GONE_SURE_S else None
 
     async def _ask(self, what: str, question: Any) -> Any:
         try:
@@ -95,8 +104,9 @@ class Notices:
 def _wanted_replicas(namespace: str, statefulset: str) -> int | None:
     """As `Notices.wanted_replicas` has it.
 
-    A release that is uninstalled takes the ServiceAccount along: then the API server knows this pod no more (401), and nothing of the
-    release is to run on. Where rights are missing (403), that says nothing.
+    A release that is uninstalled takes the ServiceAccount along: then the API server knows this pod no more (401), which a token that was
+    not renewed in time looks like, too. So it counts only if that goes on (`Notices.wanted_replicas`). Where rights are missing (403), that
+    says nothing. A StatefulSet that is deleted without its pods (``--cascade=orphan``) is about to be made anew.
     """
     from actorgrid.cluster.kubernetes_api import KubernetesApi, KubernetesError
 
@@ -105,10 +115,11 @@ def _wanted_replicas(namespace: str, statefulset: str) -> int | None:
             found = kubernetes.get("apps", "read_namespaced_stateful_set", ASK_TIMEOUT_S, namespace=namespace, name=statefulset)
         except KubernetesError as error:
             if error.status == UNAUTHORIZED:
-                return 0
+                return GONE
             raise
-    if found is None or found.get("metadata", {}).get("deletionTimestamp"):
-        return 0
+    metadata: dict[str, Any] = found.get("metadata", {}) if found is not None else {}
+    if found is None or (metadata.get("deletionTimestamp") and "orphan" not in metadata.get("finalizers", [])):
+        return GONE
     count = found.get("spec", {}).get("replicas")
     return count if isinstance(count, int) else None
 

@@ -22,7 +22,8 @@ from actorgrid.cluster.pod_hosts import OwnHosts
 from actorgrid.cluster.pod_leaving import Leaving
 from actorgrid.cluster.pod_ray_link import RayLink
 from actorgrid.cluster.pod_settings import PodSettings
-from actorgrid.errors import SettingsError
+from actorgrid.host.http import listen_for_http
+from actorgrid.host.listening import Penalties
 
 if TYPE_CHECKING:
     import ssl
@@ -99,10 +100,7 @@ class Probes:
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         address, port = self._settings.listen, self._settings.probe_port
-        try:
-            await web.TCPSite(self._runner, address, port, backlog=16, ssl_context=self._context()).start()
-        except OSError as error:
-            raise SettingsError(f"cannot listen for probes on {address}:{port}: {error.strerror or error}") from None
+        self._server = await listen_for_http(self._runner, address, port, context=self._context(), penalties=Penalties())
 
     def _context(self) -> ssl.SSLContext | None:
         if self._settings.credentials is None:

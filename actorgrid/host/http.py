@@ -29,10 +29,12 @@ This module must not: decide anything.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.resources
 import ipaddress
 import logging
 import math
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
@@ -50,12 +52,15 @@ from actorgrid.errors import (
     SettingsError,
     TransientError,
 )
-from actorgrid.host.listening import Penalties
+from actorgrid.host.listening import Penalties, listen
 
 logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX: Final = 64 * 1024
 STOP_TIMEOUT_S: Final = 1.0
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+#: Open at a time; past that the oldest is closed (I16).
+CONNECTIONS_MAX: Final = 256
 #: The page loads nothing from elsewhere and talks to nobody else.
 PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
 
@@ -80,6 +85,7 @@ class HttpServer:
         self._owner = owner
         self._credentials = credentials
         self._runner: web.AppRunner | None = None
+        self._server: Any = None
 
     async def start(self, address: str, port: int) -> None:
         """Listen.
@@ -110,13 +116,16 @@ class HttpServer:
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=STOP_TIMEOUT_S)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, address, port, backlog=64, ssl_context=context).start()
-        except OSError as error:
+            self._server = await listen_for_http(self._runner, address, port, context=context, penalties=self._owner.penalties)
+        except SettingsError:
             await self.stop()
-            raise SettingsError(f"cannot listen for HTTP on {address}:{port}: {error.strerror or error}") from None
+            raise
 
     async def stop(self) -> None:
         """Listen no more; once more does no harm."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -130,13 +139,17 @@ class HttpServer:
 
     def _verb(self, verb: str) -> Handler:
         async def handle(request: web.Request) -> web.Response:
-            identity = self._identify(request)
+            identity = await self._identify(request)
             arguments = await _arguments_of(request)
-            return _json(await self._owner.administer(verb, arguments, identity))
+            try:
+                return _json(await self._owner.administer(verb, arguments, identity))
+            except AccessDeniedError as error:
+                logger.warning("access denied peer=%s error=%s", request.remote, error)
+                raise
 
         return handle
 
-    def _identify(self, request: web.Request) -> Identity:
+    async def _identify(self, request: web.Request) -> Identity:
         """Who asks.
 
         :raises AccessDeniedError: nobody who may
@@ -148,7 +161,25 @@ class HttpServer:
         except AccessDeniedError as error:
             count = self._owner.penalties.failed(str(request.remote), ambient.monotonic())
             logger.warning("access denied peer=%s in_a_row=%d error=%s", request.remote, count, error)
+            await asyncio.sleep(self._owner.penalties.wait_s(str(request.remote), ambient.monotonic()))
             raise web.HTTPUnauthorized(reason=str(error), headers={"WWW-Authenticate": "Bearer"}) from None
+
+
+async def listen_for_http(runner: web.AppRunner, address: str, port: int, *, context: ssl.SSLContext | None, penalties: Penalties) -> Any:
+    """Serve `runner`, which was set up, as `listening.listen` does it; ``close()`` ends it.
+
+    :raises SettingsError: the port is taken or may not be used
+    """
+    server = runner.server
+    assert server is not None
+
+    def make() -> asyncio.Protocol:
+        # Whoever comes last has something to ask, more likely than who came first and is still here.
+        for oldest in server.connections[: max(0, len(server.connections) + 1 - CONNECTIONS_MAX)]:
+            oldest.force_close()
+        return server()
+
+    return await listen(make, address, port, context=context, penalties=penalties, handshake_timeout_s=HANDSHAKE_TIMEOUT_S)
 
 
 async def _page(request: web.Request) -> web.Response:

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from actorgrid import ambient
-from actorgrid.credentials import Credentials, check_host, client_context
+from actorgrid.credentials import Credentials, check_host, client_context, identity_of
 from actorgrid.errors import AccessDeniedError, ActorGridError, ProtocolError
 from actorgrid.host.supervision import Supervisor
 from actorgrid.replication import frames
@@ -38,6 +38,10 @@ FRAME_BYTES: Final = 4 << 20
 BUFFER_HIGH_BYTES: Final = 8 << 20
 BUFFER_LOW_BYTES: Final = 1 << 20
 CONNECT_TIMEOUT_S: Final = 0.5
+#: With a look-up of a name, and two handshakes' worth of work on a busy processor.
+TLS_CONNECT_TIMEOUT_S: Final = 2.0
+#: For TLS only; identity is in the certificate, and a host's name need not be one of the network's.
+TLS_NAME: Final = "host.actorgrid"
 HANDSHAKE_TIMEOUT_S: Final = 1.0
 RETRY_FIRST_S: Final = 0.01
 RETRY_MAX_S: Final = 0.25
@@ -74,6 +78,7 @@ class PeerConnection(asyncio.Protocol):
         self._peers = peers
         self.link = link
         self.incarnation = 0
+        self.expires_ms = 0
         self.transport: asyncio.Transport | None = None
         self.welcomed: asyncio.Future[None] = peers.loop.create_future()
         self._reader = FrameReader(PEER_FRAME_BYTES_MAX)
@@ -85,9 +90,12 @@ class PeerConnection(asyncio.Protocol):
         try:
             self._peers.check_answerer(self.link, transport)
         except AccessDeniedError as error:
-            logger.warning("peer connection closed peer=%s error=%s", self.link.name, error)
+            if str(error) != self.link.denied_why:
+                self.link.denied_why = str(error)
+                logger.warning("peer connection closed peer=%s error=%s", self.link.name, error)
             self.close()
             return
+        self.expires_ms = self._peers.expiry_of(transport)
         self.write(self._peers.hello_to(self.link))
 
     def adopt(self, transport: asyncio.Transport) -> None:
@@ -149,6 +157,7 @@ class PeerLink:
         self.is_down = asyncio.Event()
         self.is_down.set()
         self.is_paused = False
+        self.denied_why = ""
         self.process_id = ""
         self.incarnation = 0
         self.outbox: list[Message] = []
@@ -307,18 +316,18 @@ class Peers:
                 continue
             connection = PeerConnection(self, link)
             try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                async with asyncio.timeout(CONNECT_TIMEOUT_S if self._tls is None else TLS_CONNECT_TIMEOUT_S):
                     await self.loop.create_connection(
                         lambda made=connection: made,
                         link.info.address,
                         link.info.port,
                         ssl=self._tls,
-                        server_hostname=link.name if self._tls is not None else None,
+                        server_hostname=TLS_NAME if self._tls is not None else None,
                         local_addr=self._from,
                     )
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                     await asyncio.shield(connection.welcomed)
-            except (OSError, asyncio.CancelledError) as error:  # TimeoutError is an OSError
+            except (OSError, UnicodeError, asyncio.CancelledError) as error:  # TimeoutError is an OSError; a name may be none
                 if isinstance(error, asyncio.CancelledError) and not connection.welcomed.cancelled():
                     connection.close()
                     raise
@@ -351,6 +360,18 @@ class Peers:
         if self._tls is not None:
             check_host(transport.get_extra_info("peercert"), self._cluster_id, link.name)
 
+    def expiry_of(self, transport: asyncio.BaseTransport) -> int:
+        """Date from which on the certificate of the other side proves nothing; 0: there is none."""
+        identity = identity_of(transport.get_extra_info("peercert")) if self._tls is not None else None
+        return identity.expires_ms if identity is not None else 0
+
+    def _close_expired(self) -> None:
+        now_ms = ambient.wall_clock_ns() // 1_000_000
+        for link in list(self.links.values()):
+            if link.connection is not None and 0 < link.connection.expires_ms <= now_ms:
+                logger.warning("peer's certificate has expired, its connection is closed host=%s", link.name)
+                link.connection.close()
+
     def greeted(self, transport: asyncio.Transport, payload: bytes) -> PeerConnection | None:
         """A peer's first frame arrived on `transport`; its connection from here on, or None if it was refused.
 
@@ -380,6 +401,7 @@ class Peers:
             return None
         connection = PeerConnection(self, link)
         connection.adopt(transport)
+        connection.expires_ms = self.expiry_of(transport)
         connection.welcomed.set_result(None)
         connection.write(PeerWelcome(version, self._me.name, self._own_mark(), self._supervisor.process_id, link.mark))
         link.up(connection, hello.mark, hello.process_id)
@@ -561,6 +583,8 @@ class Peers:
             if link.connection is not None and now_s - link.heard_s > SILENCE_S:
                 logger.warning("peer is silent, its connection is given up host=%s silent_s=%.2f", link.name, now_s - link.heard_s)
                 link.connection.close()
+        if self._tls is not None:
+            self._close_expired()
         self._beat_to_all()
 
     def _beat_to_all(self) -> None:

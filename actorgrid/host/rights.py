@@ -25,7 +25,7 @@ _BE_OF_IT: Final = frozenset({ROLE_HOST})
 #: Verb -> who may use it. A verb that is not here is nobody's but a host's.
 VERBS: Final = {
     "status": _LOOK,
-    "digests": _LOOK,
+    "digests": _CHANGE,  # reads all state of a host
     "nodes": _LOOK,
     "partitions": _LOOK,
     "drain_status": _LOOK,

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from actorgrid import ambient
-from actorgrid.credentials import ANYBODY, ROLE_HOST, Gate, Identity
+from actorgrid.credentials import ANYBODY, ROLE_HOST, Gate, Identity, is_host
 from actorgrid.errors import (
     AccessDeniedError,
     ActorGridError,
@@ -43,6 +43,12 @@ logger = logging.getLogger(__name__)
 SLICE_NS: Final = 10_000_000
 CALLS_PER_LOOK: Final = 128
 ADMIN_TIMEOUT_S: Final = 60.0
+#: Questions of one connection that are being answered at a time (I16).
+ADMIN_UNDER_WAY_MAX: Final = 16
+#: Connections that have shown no certificate and said nothing yet.
+STRANGERS_MAX: Final = 1024
+#: A client that may not call may try ten thousand times a second; one in so many frames of such calls is logged.
+DENIED_CALLS_LOGGED: Final = 1000
 
 
 class Service(Protocol):
@@ -71,6 +77,7 @@ class ConnectionCounters:
         self.refused_total = 0
         self.protocol_errors_total = 0
         self.access_denied_total = 0
+        self.strangers = 0
         self.cut_off_total = 0
 
 
@@ -107,6 +114,7 @@ class HostConnection(asyncio.Protocol):
         self.role = ""
         self.identity: Identity = ANYBODY
         self._is_stranger = True
+        self._counts_as_stranger = False
         self._may_call = True
         self.peer = "?"
         self._address = "?"
@@ -121,13 +129,22 @@ class HostConnection(asyncio.Protocol):
         self._address = str(peer[0]) if isinstance(peer, tuple) else self.peer
         self._counters.open += 1
         self._connections[self] = None
-        if self._counters.open > self._connections_max:
+        certificate = transport.get_extra_info("peercert")
+        # Whoever has not said yet who it is must not keep out those whose certificate has told.
+        if not certificate and not self._service.gate.is_open:
+            self._counters.strangers += 1
+            self._counts_as_stranger = True
+            if self._counters.strangers > STRANGERS_MAX:
+                self._refuse(OverloadedError(f"{STRANGERS_MAX} connections have not said yet who they are", retry_after_s=0.5))
+                return
+        if self._counters.open > self._connections_max and not is_host(certificate):
             self._refuse(OverloadedError(f"this host has {self._connections_max} connections, which is its limit", retry_after_s=0.5))
             return
         self._timer = self._loop.call_later(self._settings.handshake_timeout_s, self._greeting_too_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._counters.open -= 1
+        self._is_known_now()
         self._connections.pop(self, None)
         self._transport = None
         for task in self._tasks:
@@ -142,15 +159,32 @@ class HostConnection(asyncio.Protocol):
             for payload in self._reader.feed(data):
                 self._receive(payload)
         except AccessDeniedError as error:
-            self._counters.access_denied_total += 1
-            # Who is known and asks for too much is told so; who is nobody waits the next time.
-            count = self._service.penalties.failed(self._address, self._loop.time()) if self._is_stranger else 0
-            logger.warning("access denied peer=%s in_a_row=%d error=%s", self.peer, count, error)
-            self._refuse(error)
+            self._deny(error)
         except ProtocolError as error:
             self._counters.protocol_errors_total += 1
             logger.warning("connection refused peer=%s error=%s", self.peer, error)
+            if self._is_stranger and not self._service.gate.is_open:
+                self._service.penalties.failed(self._address, self._loop.time())
             self._refuse(error)
+
+    def _deny(self, error: AccessDeniedError) -> None:
+        """End the connection of somebody who may not be here. Who is known is told so at once, who is nobody waits for it."""
+        self._counters.access_denied_total += 1
+        if not self._is_stranger:
+            logger.warning("access denied peer=%s error=%s", self.peer, error)
+            self._refuse(error)
+            return
+        penalties, now_s = self._service.penalties, self._loop.time()
+        count = penalties.failed(self._address, now_s)
+        logger.warning("access denied peer=%s in_a_row=%d error=%s", self.peer, count, error)
+        wait_s = penalties.wait_s(self._address, now_s)
+        if not wait_s:
+            self._refuse(error)
+            return
+        self._receive = self._ignore
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(wait_s, self._refuse, error)
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -174,6 +208,9 @@ class HostConnection(asyncio.Protocol):
 
     def _greeting_too_late(self) -> None:
         self._counters.protocol_errors_total += 1
+        if not self._service.gate.is_open:
+            count = self._service.penalties.failed(self._address, self._loop.time())
+            logger.warning("connection refused, it said nothing peer=%s in_a_row=%d", self.peer, count)
         self._refuse(ProtocolError(f"no handshake within {self._settings.handshake_timeout_s} s"))
 
     def _greet(self, payload: bytes) -> None:
@@ -199,6 +236,7 @@ class HostConnection(asyncio.Protocol):
         assert self._transport is not None
         identity = self._service.gate.identify(self._transport.get_extra_info("peercert"), token)
         self._is_stranger = False
+        self._is_known_now()
         self._service.penalties.succeeded(self._address)
         if role == messages.ROLE_HOST and ROLE_HOST not in identity.roles:
             raise AccessDeniedError(f"{identity} is not a host")
@@ -206,6 +244,12 @@ class HostConnection(asyncio.Protocol):
             raise AccessDeniedError(f"to look at the grid or to change it is for observer, operator or host, and {identity} is not")
         self.identity = identity
         self._may_call = not identity.roles.isdisjoint(rights.CALLERS)
+
+    def _is_known_now(self) -> None:
+        """It has said who it is, or is gone."""
+        if self._counts_as_stranger:
+            self._counts_as_stranger = False
+            self._counters.strangers -= 1
 
     def _greet_peer(self, payload: bytes) -> None:
         """The other side is a host: its connection is the business of `peers` from here on."""
@@ -274,6 +318,8 @@ class HostConnection(asyncio.Protocol):
         try:
             rights.check_caller(self.identity)
         except AccessDeniedError as error:
+            if self._counters.access_denied_total % DENIED_CALLS_LOGGED == 1:
+                logger.warning("access denied peer=%s error=%s", self.peer, error)
             refusal = error_payload(error)
             for group in groups:
                 for call in group.calls:
@@ -338,6 +384,10 @@ class HostConnection(asyncio.Protocol):
         )
 
     def _administer(self, correlation: int, verb: str, arguments: dict[str, Any]) -> None:
+        if len(self._tasks) >= ADMIN_UNDER_WAY_MAX:
+            refusal = error_payload(OverloadedError(f"{ADMIN_UNDER_WAY_MAX} questions of this connection are being answered"))
+            self._write(frame(messages.encode(messages.AdminReply(correlation, messages.STATUS_ERROR, msgspec.Raw(refusal)))))
+            return
         task = self._loop.create_task(self._answer_admin(correlation, verb, arguments), name=f"admin {verb:.40}")
         self._tasks[task] = None
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
@@ -348,7 +398,9 @@ class HostConnection(asyncio.Protocol):
                 answer = messages.encode(await self._service.administer(verb, arguments, self.identity))
             status = messages.STATUS_OK
         except ActorGridError as error:
-            self._counters.access_denied_total += isinstance(error, AccessDeniedError)
+            if isinstance(error, AccessDeniedError):
+                self._counters.access_denied_total += 1
+                logger.warning("access denied peer=%s error=%s", self.peer, error)
             status, answer = messages.STATUS_ERROR, error_payload(error)
         except TimeoutError:
             status, answer = messages.STATUS_ERROR, error_payload(DeadlineExceededError(f"{verb} took more than {ADMIN_TIMEOUT_S:g} s"))

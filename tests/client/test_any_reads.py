@@ -486,7 +486,7 @@ def test_replicas_that_all_refuse_this_client_are_not_asked_for_ever():
                 await doubtful
             with pytest.raises(AccessDeniedError, match="who are you"):
                 await client.get(Account, "alice").read_about()
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < QUICK.timeout_s  # refused, and not given up at the deadline
             hosts[1].refuse = None
             assert await client.get(Account, "alice").read_about() == 1
 

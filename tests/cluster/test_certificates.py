@@ -103,6 +103,31 @@ def test_a_leaf_is_no_authority(directory):
         certificates.issue(Pair(leaf.certificate, b"nonsense"), "g", ["host"], "*")
 
 
+def test_an_authority_is_changed_with_both_in_one_file(directory):
+    new = certificates.make_authority("my grid/1")
+    old = (directory / "ca.crt").read_bytes()
+    (directory / "ca.crt").write_bytes(old + new.certificate)
+    with_old_key = certificates.issue(credential_files.read_authority(directory), "my grid/1", ["caller"], "a")
+    assert not certificates.is_due(with_old_key.certificate, old)
+    (directory / "ca.key").write_bytes(new.key)
+    assert len(credential_files.renew(directory, force=True)) == 4
+    renewed = (directory / "host" / "tls.crt").read_bytes()
+    assert not certificates.is_due(renewed, new.certificate)
+    assert certificates.is_due(renewed, old)
+    (directory / "ca.crt").write_bytes(old)
+    with pytest.raises(SettingsError, match="is of the authority's key"):
+        credential_files.renew(directory, force=True)
+
+
+def test_a_holder_stays_in_the_directory(directory):
+    assert certificates.look((credential_files.issue(directory, ["caller"], "shop") / "tls.crt").read_bytes()).identities == (
+        "actorgrid://my%20grid%2F1/caller/shop",
+    )
+    for name in ("../x", "a/b", ".hidden"):
+        with pytest.raises(SettingsError, match="no slash"):
+            credential_files.issue(directory, ["caller"], name)
+
+
 def test_tokens_are_kept_as_digests(directory):
     path = directory / "tokens.json"
     token = credential_files.add_token(path, "shop", ["caller", "caller"], 30)

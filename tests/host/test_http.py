@@ -139,7 +139,7 @@ def test_a_port_that_is_taken_is_told(tmp_path):
         port = free_port()
         server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", port + OFFSET)
         try:
-            with pytest.raises(SettingsError, match=f"cannot listen for HTTP on 127.0.0.1:{port + OFFSET}"):
+            with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1:{port + OFFSET}"):
                 await Host(make_config(tmp_path, ports=[port], settings=SETTINGS)).start()
         finally:
             server.close()

@@ -19,7 +19,7 @@ from actorgrid.ambient import new_client_id
 from actorgrid.client import admin
 from actorgrid.cluster import certificates, credential_files
 from actorgrid.credentials import Credentials, Gate, check_host, client_context, identity_of, read_tokens, server_context, uri_of
-from actorgrid.errors import AccessDeniedError, ActorGridError, HostUnavailableError, SettingsError
+from actorgrid.errors import AccessDeniedError, ActorGridError, DeadlineExceededError, HostUnavailableError, SettingsError
 from actorgrid.host import listening, server
 from actorgrid.host.host import Host
 from actorgrid.host.listening import Penalties
@@ -30,10 +30,11 @@ from actorgrid.wire.framing import frame
 DAY_NS = 86_400 * 10**9
 
 #: What a role may do; written out, so that a change of the product's own table is seen here.
-LOOKING = {"status": {}, "digests": {}, "nodes": {}, "partitions": {}, "explain": {"partition": 1}, "moves": {}}
+LOOKING = {"status": {}, "nodes": {}, "partitions": {}, "explain": {"partition": 1}, "moves": {}}
 ASKING = {"drain": {"node": "node-1", "intent": "pause", "estimate": True}, "rebalance": {"dry_run": True}}
 CHANGING = {
     "init": {},
+    "digests": {},  # changes nothing, and reads all state of a host
     "drain": {"node": "node-1", "intent": "pause"},
     "undrain": {"node": "node-1"},
     "rebalance": {},
@@ -302,16 +303,97 @@ def test_failures_make_the_next_handshake_wait_and_a_success_ends_that():
     assert len(penalties._failures) == listening.ADDRESSES_MAX
 
 
-def test_who_fails_again_and_again_waits(own, tmp_path):
+def test_who_fails_again_and_again_waits_and_nobody_else(own, tmp_path):
     async def main():
         async with secure_grid(tmp_path / "data", own) as [host]:
+            loop = asyncio.get_running_loop()
             wrong = Credentials(ca=str(own / "ca.crt"), token="agt_wrong")
             for _ in range(listening.FAILURES_FREE + 3):
                 with pytest.raises(AccessDeniedError):
                     await ask(host, "status", {}, wrong)
-            assert host.penalties.wait_s("127.0.0.1", asyncio.get_running_loop().time()) > 0
-            await ask(host, "status", {}, holder(own, "operator"), timeout_s=5.0)  # waits its turn, and is let in
-            assert host.penalties.wait_s("127.0.0.1", asyncio.get_running_loop().time()) == 0
+            for _ in range(20):
+                host.penalties.failed("127.0.0.1", loop.time())
+            assert host.penalties.wait_s("127.0.0.1", loop.time()) == listening.PENALTY_MAX_S
+            with pytest.raises((HostUnavailableError, DeadlineExceededError)):  # the refusal comes later than this client waits
+                await ask(host, "status", {}, wrong, timeout_s=0.5)
+            await ask(host, "status", {}, holder(own, "operator"), timeout_s=1.0)  # of the same address, and let in at once
+            assert host.penalties.wait_s("127.0.0.1", loop.time()) == 0
+
+    run(main)
+
+
+def test_who_only_looks_whether_somebody_listens_fails_at_nothing(own, tmp_path):
+    async def main():
+        async with secure_grid(tmp_path / "data", own) as [host]:
+            for _ in range(10):
+                _reader, writer = await asyncio.open_connection("127.0.0.1", host.port)
+                writer.close()
+                await writer.wait_closed()
+            await ask(host, "status", {}, holder(own, "operator"))
+            assert counters(host)["handshakes_failed_total"] == 0
+
+    run(main)
+
+
+def test_peers_find_each_other_again_however_often_they_were_refused(own, tmp_path):
+    wrong = tmp_path / "wrong"
+    credential_files.make(wrong, CLUSTER)
+
+    async def main():
+        async with secure_grid(tmp_path / "data", own, hosts=2) as [first, second]:
+            await until(lambda: first._peers.is_up("host-2"))
+            kept = {name: (own / "host" / name).read_bytes() for name in ("ca.crt", "tls.crt", "tls.key")}
+            for name in kept:
+                shutil.copy(wrong / "host" / name, own / "host" / name)
+            for name in kept:  # the hosts share one directory: both show what the other one does not know
+                shutil.copy(wrong / "host" / name, own / "host" / name)
+            (own / "host" / "ca.crt").write_bytes(kept["ca.crt"])
+            for host in (first, second):
+                for link in host._peers.links.values():
+                    if link.connection is not None:
+                        link.connection.close()
+            await asyncio.sleep(4.0)
+            assert not first._peers.is_up("host-2")
+            for name, content in kept.items():
+                (own / "host" / name).write_bytes(content)
+            await until(lambda: first._peers.is_up("host-2") and second._peers.is_up("host-1"), 10.0)
+
+    run(main, 40.0)
+
+
+def test_strangers_who_say_nothing_keep_no_host_out(own, tmp_path, monkeypatch):
+    async def main():
+        async with secure_grid(tmp_path / "data", own, settings=HostSettings(connections_max=4)) as [host]:
+            trust = client_context(Credentials(ca=str(own / "ca.crt"), token="x"))
+            strangers = [await asyncio.open_connection("127.0.0.1", host.port, ssl=trust, server_hostname="x") for _ in range(12)]
+            await ask(host, "status", {}, holder(own, "host"))
+            for _, writer in strangers:
+                writer.close()
+
+    run(main)
+
+
+def test_a_token_that_is_worth_less_now_ends_its_connections(own):
+    credentials = host_credentials(own)
+    gate = Gate(credentials, CLUSTER)
+    token = credential_files.add_token(own / "tokens.json", "boss", ["operator"], None).encode()
+    identity = gate.identify(None, token)
+    assert gate.still_counts(identity)
+    content = (own / "tokens.json").read_text()
+    (own / "tokens.json").write_text(content.replace('"operator"', '"observer"'))
+    assert not gate.still_counts(identity)
+    assert gate.identify(None, token).roles == {"observer"}
+
+
+def test_a_client_takes_the_seed_that_takes_it(own, tmp_path):
+    other = tmp_path / "other"
+    credential_files.make(other, CLUSTER)
+
+    async def main():
+        async with secure_grid(tmp_path / "data", own) as [host], secure_grid(tmp_path / "data2", other) as [stranger]:
+            seeds = f"127.0.0.1:{stranger.port},127.0.0.1:{host.port}"
+            async with grid.Client(seeds, settings=QUICK, credentials=holder(own, "caller")) as client:
+                assert await client.get(Box, "a").add(1) == 1
 
     run(main)
 

@@ -143,7 +143,7 @@ class Namespace:
     def open_volumes(self) -> None:
         """Let pods that are not root write to their volumes.
 
-        A kubelet applies no ``fsGroup`` to directories of the node, which is what volumes of `kind` are, and some provisioners make them for
+        A kubelet applies no ``fsGroup`` to directories of the node, which the volumes of `kind` are, and some provisioners make them for
         root alone.
         """
         for claim in self.get("persistentvolumeclaims")["items"]:
