@@ -183,4 +183,4 @@ def test_the_example_prints_what_it_promises(name: str, address: str) -> None:
 
 def test_every_example_is_run_here() -> None:
     programs = {path.stem for path in EXAMPLES.glob("*.py") if 'if __name__ == "__main__":' in path.read_text()}
-    assert programs == PROMISED.keys() | {"flights_demo"}
+    assert programs == PROMISED.keys() | {"flights_demo", "security_example"}
