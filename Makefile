@@ -9,7 +9,7 @@ FIRST ?= 10001
 HOURS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sim sim-many mutants compiled test-compiled bench faults drill image k8s-test kind-test clean
+.PHONY: help setup demo test test-long check sim sim-many mutants compiled test-compiled bench faults drill image k8s-test kind-test clean
 
 help:            ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,15 +31,18 @@ test: $(STAMP)   ## format, lint, types, layers and all tests (under 15 minutes 
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow and not kubernetes"
+	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow and not long and not kubernetes"
 	$(BIN)/python -m pytest -m "(cluster or slow) and not kubernetes"
+
+test-long: $(STAMP) ## tests of a minute and more: pods on a real Ray that leave, die and come back (two minutes)
+	$(BIN)/python -m pytest -m "long and not kubernetes"
 
 check: $(STAMP)  ## the fast half of `make test`: no cluster, no slow tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow and not kubernetes"
+	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow and not long and not kubernetes"
 
 sim: $(STAMP)    ## the whole grid on virtual time: SEEDS=200 plans of faults, and 50 seeds in two processes with different hash seeds (four minutes)
 	$(BIN)/python -m tests.simulation --seeds 1-$(SEEDS)
@@ -59,7 +62,7 @@ $(COMPILED): $(STAMP) hatch_build.py $(shell find actorgrid placement -name '*.p
 	@touch $@
 
 test-compiled: $(COMPILED) ## the fast tests on the compiled build, and 50 simulated grids that must go the same way on both (six minutes)
-	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/python -P -m pytest -n 2 -m "not cluster and not slow and not kubernetes"
+	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/python -P -m pytest -n 2 -m "not cluster and not slow and not long and not kubernetes"
 	$(BIN)/python -m tests.simulation.determinism --seeds 1-50 --compiled build/compiled
 
 bench: $(COMPILED) ## the standard benchmarks on the compiled build, peers included: bench-report/index.html, kept under bench/results (ten minutes)

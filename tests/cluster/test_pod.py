@@ -47,8 +47,7 @@ def _machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         machine.close()
 
 
-@pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("machine", [4], indirect=True)
 def test_pods_start_leave_die_and_come_back_under_load(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
