@@ -146,6 +146,14 @@ def uri_of(cluster: str, role: str, name: str) -> str:
     return f"{SCHEME}://{urllib.parse.quote(cluster, safe='')}/{role}/{urllib.parse.quote(name, safe=ANY_NAME)}"
 
 
+def parse_uri(uri: str) -> tuple[str, str, str] | None:
+    """Grid, role and name of what `uri_of` made; None: it is no identity."""
+    parts = uri.removeprefix(f"{SCHEME}://").split("/")
+    if not uri.startswith(f"{SCHEME}://") or len(parts) != 3 or parts[1] not in ROLES:
+        return None
+    return urllib.parse.unquote(parts[0]), parts[1], urllib.parse.unquote(parts[2])
+
+
 def identity_of(certificate: Mapping[str, Any] | None) -> Identity | None:
     """Who shows `certificate`, as ``getpeercert`` gives one that was verified; None: nobody of a grid."""
     if not certificate:
@@ -154,11 +162,11 @@ def identity_of(certificate: Mapping[str, Any] | None) -> Identity | None:
     for kind, value in certificate.get("subjectAltName", ()):
         if kind != "URI" or not value.startswith(f"{SCHEME}://"):
             continue
-        parts = value.removeprefix(f"{SCHEME}://").split("/")
-        if len(parts) != 3 or parts[1] not in ROLES or (cluster and cluster != urllib.parse.unquote(parts[0])):
+        found = parse_uri(value)
+        if found is None or cluster not in ("", found[0]):
             return None  # two grids in one certificate, or no identity at all
-        cluster, name = urllib.parse.unquote(parts[0]), urllib.parse.unquote(parts[2])
-        roles.add(parts[1])
+        cluster, role, name = found
+        roles.add(role)
     if not roles or not cluster:
         return None
     expires_ms = int(ssl.cert_time_to_seconds(certificate["notAfter"]) * 1000) if "notAfter" in certificate else 0

@@ -45,7 +45,7 @@ class HostProcesses:
         self._credentials: dict[str, Credentials | None] = {ROLE_HOST: None, ROLE_CALLER: None}
         if is_secure:
             credential_files.make(directory / "credentials", CLUSTER)
-            self._credentials = {role: _of(directory / "credentials" / role) for role in self._credentials}
+            self._credentials = {role: credential_files.credentials_of(directory / "credentials" / role) for role in self._credentials}
 
     @property
     def client(self) -> grid.Client:
@@ -128,7 +128,3 @@ class HostProcesses:
         for process in self._processes:
             await asyncio.to_thread(process.wait, STOP_S)
         self._processes.clear()
-
-
-def _of(directory: Path) -> Credentials:
-    return Credentials(ca=str(directory / "ca.crt"), certificate=str(directory / "tls.crt"), key=str(directory / "tls.key"))

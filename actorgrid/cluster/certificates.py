@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from actorgrid import ambient
-from actorgrid.credentials import ROLE_HOST, SCHEME, uri_of
+from actorgrid.credentials import ROLE_HOST, parse_uri, uri_of
 from actorgrid.errors import SettingsError
 
 AUTHORITY_DAYS: Final = 3650
@@ -112,14 +112,12 @@ def renew(authority: Pair, old: bytes, *, days: int | None = None) -> Pair:
     """
     certificate = _parse(old)
     seen = look(old)
-    identities = [identity.removeprefix(f"{SCHEME}://").split("/") for identity in seen.identities]
-    if not identities or any(len(identity) != 3 for identity in identities):
+    identities = [found for uri in seen.identities if (found := parse_uri(uri)) is not None]
+    if not identities or len(identities) < len(seen.identities):
         raise SettingsError("a certificate without the identity of a grid cannot be renewed")
-    import urllib.parse
-
     life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-    cluster, _, name = (urllib.parse.unquote(part) for part in identities[0])
-    roles = [identity[1] for identity in identities]
+    cluster, _, name = identities[0]
+    roles = [role for _, role, _ in identities]
     return issue(authority, cluster, roles, name, addresses=seen.addresses, days=days or max(1, round(life.total_seconds() / 86_400)))
 
 

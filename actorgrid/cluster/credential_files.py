@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import os
 import secrets
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -27,9 +26,11 @@ from actorgrid.credentials import (
     ROLE_HOST,
     ROLE_OBSERVER,
     ROLE_OPERATOR,
+    Credentials,
     TokenFile,
     TokenRecord,
     digest_of,
+    parse_uri,
     read_tokens,
 )
 from actorgrid.errors import SettingsError
@@ -115,6 +116,16 @@ def holders_of(directory: Path) -> list[Path]:
     return sorted(path.parent for path in directory.glob(f"*/{CERTIFICATE}.crt"))
 
 
+def credentials_of(holder: Path, *, tokens: Path | None = None) -> Credentials:
+    """The credentials of one holder, by its directory.
+
+    :param tokens: the file of tokens that a host takes
+    :raises SettingsError: a file is missing
+    """
+    certificate, key = (str(holder / f"{CERTIFICATE}.{kind}") for kind in ("crt", "key"))
+    return Credentials(ca=str(holder / f"{AUTHORITY}.crt"), certificate=certificate, key=key, tokens=str(tokens or ""))
+
+
 def read_authority(directory: Path) -> Pair:
     """The authority of a directory.
 
@@ -129,8 +140,9 @@ def cluster_of(directory: Path) -> str:
     :raises SettingsError: there is no holder to tell
     """
     for _, seen in show(directory):
-        if seen.identities:
-            return urllib.parse.unquote(seen.identities[0].split("/")[2])
+        for uri in seen.identities:
+            if (found := parse_uri(uri)) is not None:
+                return found[0]
     raise SettingsError(f"{directory} has no certificate that says which grid it is of")
 
 

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from actorgrid import ambient
-from actorgrid.cluster import kubernetes_notices
+from actorgrid.cluster import kubernetes_notices, troubles
 from actorgrid.cluster.kubernetes_api import KubernetesApi, KubernetesError
 from actorgrid.cluster.kubernetes_mirror import Mirrors
 from actorgrid.cluster.kubernetes_notices import BY, Action, Claim, Drain, Seen, Standing, StatefulSet, Undrain, VolumeIsFree
@@ -218,14 +218,7 @@ class KubernetesWatch:
         }
 
     def _say(self, subject: str, trouble: str) -> None:
-        """Log a trouble once, and its end; empty: there is none."""
-        before = self._said.pop(subject, "")
-        if trouble:
-            self._said[subject] = trouble
-            if not before:
-                log.warning("%s", trouble)
-        elif before:
-            log.info("over: %s", before)
+        troubles.say(log, self._said, subject, trouble)
 
 
 def _is_among(action: Action, done: Sequence[Drain]) -> bool:

@@ -18,7 +18,7 @@ import msgspec
 
 from actorgrid.ambient import new_client_id
 from actorgrid.client import admin
-from actorgrid.cluster import grid_file, nodes, ports, ray_api, ray_host, ray_notices
+from actorgrid.cluster import grid_file, nodes, ports, ray_api, ray_host, ray_notices, troubles
 from actorgrid.cluster.grid_file import GridFile, HostEntry
 from actorgrid.cluster.ray_api import HostHandle
 from actorgrid.cluster.ray_notices import Asked, Memory, NodeHost, RayNode, Standing
@@ -388,14 +388,7 @@ class RayNodes:
             grid_file.write_durably(self._data / MEMORY_FILE, msgspec.json.encode(memory))
 
     def _say(self, subject: str, trouble: str) -> None:
-        """Log a trouble once, and its end; empty: there is none."""
-        before = self._said.pop(subject, "")
-        if trouble:
-            self._said[subject] = trouble
-            if not before:
-                log.warning("%s", trouble)
-        elif before:
-            log.info("over: %s", before)
+        troubles.say(log, self._said, subject, trouble)
 
 
 def _read_memory(data: Path) -> Memory:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from steady_load import Load  # type: ignore[import-not-found]
 from typer.testing import CliRunner
 
 from actorgrid import grid
@@ -278,26 +279,6 @@ def until(what: Callable[[], object], *, within_s: float) -> None:
     while not what():
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.1)
-
-
-class Load:
-    """A few callers that change and count until told to stop."""
-
-    def __init__(self, client: grid.Client, ledger: type) -> None:
-        self.client, self.ledger = client, ledger
-        self.stopping = False
-        self.versions: dict[str, int] = {}
-        self.slowest_s = 0.0
-
-    async def caller(self, number: int) -> None:
-        while not self.stopping:
-            for actor in (f"{number}-{each}" for each in range(8)):
-                began = time.monotonic()
-                version = await self.client.get(self.ledger, actor).change(f"{time.monotonic_ns()}")
-                assert version == self.versions.get(actor, 0) + 1
-                self.versions[actor] = version
-                self.slowest_s = max(self.slowest_s, time.monotonic() - began)
-                await asyncio.sleep(0.02)
 
 
 @pytest.mark.cluster

@@ -66,12 +66,11 @@ def made(tmp_path_factory):
 
 
 def holder(directory, name):
-    files = directory / name
-    return Credentials(ca=str(files / "ca.crt"), certificate=str(files / "tls.crt"), key=str(files / "tls.key"))
+    return credential_files.credentials_of(directory / name)
 
 
 def host_credentials(directory):
-    return dataclasses.replace(holder(directory, "host"), tokens=str(directory / "tokens.json"))
+    return credential_files.credentials_of(directory / "host", tokens=directory / "tokens.json")
 
 
 def with_token(directory, *roles, name="", days=None):
