@@ -21,6 +21,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 HOT = (
     "actorgrid/actor/fields.py",
     "actorgrid/actor/methods.py",
+    "actorgrid/client/batch.py",
     "actorgrid/client/caller.py",
     "actorgrid/client/connection.py",
     "actorgrid/client/deadlines.py",
@@ -28,6 +29,7 @@ HOT = (
     "actorgrid/client/router.py",
     "actorgrid/host/activation.py",
     "actorgrid/host/admission.py",
+    "actorgrid/host/batch.py",
     "actorgrid/host/commit.py",
     "actorgrid/host/load.py",
     "actorgrid/host/partition.py",

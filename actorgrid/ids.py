@@ -72,3 +72,12 @@ def partition_of(address: str, partition_count: int) -> PartitionId:
     True
     """
     return PartitionId(1 + (hash64(address) * partition_count >> 64))
+
+
+def partitions_of(addresses: list[str], partition_count: int) -> list[int]:
+    """`partition_of` each, for less where they are many.
+
+    >>> partitions_of(["Account\\0alice"], 64) == [partition_of("Account\\0alice", 64)]
+    True
+    """
+    return [1 + (xxh3_64_intdigest(address.encode()) * partition_count >> 64) for address in addresses]

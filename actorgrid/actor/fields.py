@@ -342,6 +342,8 @@ class ActorState:
                 return next(
                     (n for n in shape.plain_names if self.values.get(n) != getattr(loaded, n)), "(an attribute that is not declared)"
                 )
+            if shape.only_plain:
+                return None
             if sum(map(len, self.containers)) <= READ_CHECK_BYTES_MAX:
                 for (name, *_), before in zip(shape.containers, self.containers, strict=True):
                     if encode(self.values.get(name)) != before:

@@ -48,6 +48,8 @@ class Method:
         "_required",
         "_result_decode",
         "_result_scalar",
+        "_result_type",
+        "_results_decode",
         "_signature",
         "consistency",
         "decode_full",
@@ -92,7 +94,9 @@ class Method:
         self.decode_full = self._decoder(len(parameters))
         result_type = hints.get("return", Any)
         self._result_scalar = result_type if result_type in _SCALARS else None
+        self._result_type = result_type
         self._result_decode = msgspec.msgpack.Decoder(result_type).decode
+        self._results_decode: Callable[[Any], list[Any]] | None = None
         self.result_is_plain = result_type is Any
 
     def _decoder(self, count: int) -> Callable[[Any], tuple[Any, ...]]:
@@ -142,6 +146,13 @@ class Method:
             return self._result_decode(raw)
         except msgspec.MsgspecError as error:
             raise InvalidArgumentError(f"{self.qualified_name}: the host's result does not fit this class's annotation: {error}") from None
+
+    def decode_results(self, raw: Any) -> list[Any]:
+        """An array of results, each typed by the method's return annotation. It raises anything; then decode them one by one."""
+        decode = self._results_decode
+        if decode is None:
+            decode = self._results_decode = msgspec.msgpack.Decoder(list[self._result_type]).decode  # type: ignore[name-defined]
+        return decode(raw)
 
     # -- the host's side
 

@@ -13,7 +13,7 @@ from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavaila
 from actorgrid.settings import WireSettings
 from actorgrid.wire import messages
 from actorgrid.wire.framing import frame
-from actorgrid.wire.messages import Admin, AdminReply, Hello, MapMessage, Reply
+from actorgrid.wire.messages import Admin, AdminReply, BatchReply, Hello, MapMessage, Reply
 
 _CORRELATION = 1
 
@@ -35,6 +35,9 @@ class _Question:
 
     def on_replies(self, connection: Connection, replies: list[Reply]) -> None:
         raise ProtocolError(f"{connection.name}: replies to calls that were never made here")
+
+    def on_batch_replies(self, connection: Connection, replies: list[BatchReply]) -> None:
+        raise ProtocolError(f"{connection.name}: replies to batches that were never sent here")
 
     def on_map(self, connection: Connection, message: MapMessage) -> None: ...
     def on_goodbye(self, connection: Connection, reason: str) -> None: ...

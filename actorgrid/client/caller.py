@@ -22,14 +22,16 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
+from actorgrid.actor.methods import Method
 from actorgrid.client.any_reads import ANOTHER_MAY_ANSWER, AnyReads
+from actorgrid.client.batch import Group, encode_batch, put
 from actorgrid.client.connection import Connection, error_of
 from actorgrid.client.deadlines import Deadlines
 from actorgrid.client.lane import GROUP_BYTES_MAX, Lane, encode_first
 from actorgrid.client.link import Link
 from actorgrid.client.map import PartitionMap
 from actorgrid.client.parking import ParkingLot
-from actorgrid.client.pending import Origin, PendingCall, error_at_close, error_at_deadline
+from actorgrid.client.pending import BatchItem, Origin, PendingBatch, PendingCall, error_at_close, error_at_deadline
 from actorgrid.client.router import Router
 from actorgrid.credentials import Credentials, client_context
 from actorgrid.errors import (
@@ -53,11 +55,15 @@ from actorgrid.settings import ClientSettings, WireSettings
 from actorgrid.wire import messages
 from actorgrid.wire.framing import frames_of
 from actorgrid.wire.messages import (
+    BATCH_ITEMS_MAX,
+    KIND_BATCHES,
     KIND_CALLS,
     MAGIC,
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_OLDEST,
+    STATUS_ERROR,
     STATUS_OK,
+    BatchReply,
     Hello,
     MapMessage,
     Reply,
@@ -77,6 +83,9 @@ _NEW_PRIMARY_MAY_ANSWER = (NotPrimaryError, HostUnavailableError, NoWriteQuorumE
 REFUSED_FOR_GOOD_S: Final = 2.0
 #: A call refused as too old this often meets a grid that forgets faster than the client can follow.
 _EXPIRATIONS_MAX = 5
+#: Bytes of a batch besides addresses and arguments, and of one item's address besides its characters.
+_BATCH_BYTES_MAX: Final = 512
+_ADDRESS_HEADER_BYTES: Final = 3
 
 
 #: A call that may take longer is a job, and belongs into state.
@@ -134,11 +143,18 @@ class Caller:
         self._router = Router(self, settings, rng, seeds=self._seeds, cluster_id=cluster_id, wants_standby=wants_standby)
         #: See `Router.lane_of`; here too since every call by `Client.call` asks.
         self.lane_of = self._router.lane_of
+        self.lane = self._router.lane
         self._refusal: ActorGridError | None = None
         self._moved: dict[Lane, None] = {}  # lanes whose primary has changed in this turn of the loop
         self._last_number = 0
         self._pending: dict[int, PendingCall] = {}
         self._pending_bytes = 0
+        #: Batches whose items are no calls of their own, and how many more calls they are than entries of `_pending`.
+        self._batches: dict[int, PendingBatch] = {}
+        self._batched = 0
+        self._unsent_batches: list[PendingBatch] = []
+        #: A host that understands batches has been met.
+        self.knows_batches = False
         self._deadlines = Deadlines()
         self._parking = ParkingLot(settings, rng, self._pending, self._send_again)
         self._any_reads = AnyReads(self, self._router, rng)
@@ -188,7 +204,11 @@ class Caller:
             self._parking.close()
             if self._tick_timer is not None:
                 self._tick_timer.cancel()
+            for batch in list(self._batches.values()):
+                self._dissolve(batch)
             for call in list(self._pending.values()):
+                if call.is_batch:
+                    continue  # it ends with its items
                 self._fail(call, error_at_close(call))
                 call.exception()  # whoever waits still gets it; nobody waiting is no reason for a warning at shutdown
         await self._router.links.close()
@@ -241,6 +261,10 @@ class Caller:
         moved, self._moved = self._moved, {}
         if self._is_closed:
             return
+        for batch in list(self._batches.values()):
+            link = batch.lane.link
+            if batch.lane in moved and link is not None and batch.connection is not None and batch.connection.name != link.name:
+                self._dissolve(batch)
         for call in tuple(self._pending.values()):
             lane = call.lane
             link = lane.link
@@ -292,12 +316,12 @@ class Caller:
         """
         pending = self._pending
         if (
-            len(pending) >= self._in_flight_max
+            len(pending) + self._batched >= self._in_flight_max
             or self._pending_bytes + len(args) > self._in_flight_bytes_max
             or len(lane.numbers) >= self._session_window
             or self._is_closed
         ):
-            self._check_room(lane, len(args))
+            self.check_room(lane, len(args))
         number = self._last_number + 1
         call = PendingCall(loop=self._loop)
         call.number = number
@@ -344,8 +368,9 @@ class Caller:
         key: str | None = None,
     ) -> PendingCall:
         """Take a read that any replica may answer. Arguments, deadline and errors are those of `submit`."""
-        if len(self._pending) >= self._in_flight_max or self._pending_bytes + len(args) > self._in_flight_bytes_max or self._is_closed:
-            self._check_room(lane, len(args))
+        in_flight = len(self._pending) + self._batched
+        if in_flight >= self._in_flight_max or self._pending_bytes + len(args) > self._in_flight_bytes_max or self._is_closed:
+            self.check_room(lane, len(args))
         call = PendingCall(loop=self._loop)
         call.number = number = self._last_number + 1
         call.lane = lane
@@ -399,8 +424,9 @@ class Caller:
         Deadline, retries and errors are those of `submit`.
         """
         lane = self._router.lane(PartitionId(partition))
-        if len(self._pending) >= self._in_flight_max or self._pending_bytes + len(args) > self._in_flight_bytes_max:
-            self._check_room(lane, len(args))
+        in_flight = len(self._pending) + self._batched
+        if in_flight >= self._in_flight_max or self._pending_bytes + len(args) > self._in_flight_bytes_max:
+            self.check_room(lane, len(args))
         if self._is_closed:
             raise HostUnavailableError(f"{show_address(address)}.{method_name}: this host is stopping")
         call = PendingCall(loop=self._loop)
@@ -430,10 +456,105 @@ class Caller:
         lane.is_mixed = True
         return call
 
-    def _check_room(self, lane: Lane, size: int) -> None:
+    def can_batch(self, lane: Lane) -> bool:
+        """Whether a batch to this partition could leave now."""
+        link = lane.link
+        if link is None or not link.is_writable or link.is_leaving:
+            return False
+        connection = link.connection
+        return connection is not None and connection.takes_batches
+
+    def batch_items(self, group: Group, start: int) -> int:
+        """How many items of `group`, from `start` on, fit into one batch and this client's bounds; 0: not even one, see `check_room`."""
+        lane = group.lane
+        if len(lane.numbers) >= self._session_window:
+            lane.lowest(self._pending, 0)
+            if len(lane.numbers) >= self._session_window:
+                return 0
+        room = self._in_flight_max - len(self._pending) - self._batched
+        count = min(len(group.positions) - start, BATCH_ITEMS_MAX, room)
+        if count <= 0 or self._is_closed:
+            return 0
+        args, addresses = group.args, group.addresses
+        bytes_room = self._in_flight_bytes_max - self._pending_bytes
+        frame_room = self._call_bytes_max // 2 - _BATCH_BYTES_MAX
+        args_bytes = len(args[0]) * count if len(args) == 1 else sum(map(len, args[start : start + count]))
+        # Of UTF-8 no character needs more than four bytes.
+        if args_bytes <= bytes_room and args_bytes + (4 * sum(map(len, addresses)) + _ADDRESS_HEADER_BYTES * len(addresses)) <= frame_room:
+            return count
+        args_bytes = frame_bytes = 0
+        for index in range(start, start + count):
+            item_bytes = len(args[0] if len(args) == 1 else args[index])
+            args_bytes += item_bytes
+            frame_bytes += item_bytes + 4 * len(addresses[index]) + _ADDRESS_HEADER_BYTES
+            if args_bytes > bytes_room:
+                return index - start
+            if frame_bytes > frame_room:
+                return max(1, index - start)
+        return count
+
+    def submit_batch(
+        self,
+        lane: Lane,
+        method: Method,
+        addresses: list[str],
+        items_args: list[bytes],
+        positions: list[int],
+        results: list[Any],
+        errors: list[int],
+        timeout_s: float | None,
+    ) -> PendingBatch:
+        """Take reads of a `map`, as many as `batch_items` says at most; they leave at the end of this turn of the loop, in one message.
+
+        :param positions: where in `results` the answer of each belongs, and among `errors` if it is one
+        :raises ActorGridError: this is another loop
+        """
+        self.plan_flush()
+        count = len(addresses)
+        batch = PendingBatch(loop=self._loop)
+        batch.owner = self
+        batch.number = number = self._last_number + 1
+        self._last_number = number + count
+        batch.lane = lane
+        batch.address = addresses[0]
+        batch.addresses = addresses
+        batch.method = method.name
+        batch.args = b""
+        batch.items_args = items_args
+        batch.size = len(items_args[0]) * count if len(items_args) == 1 else sum(map(len, items_args))
+        batch.encoded = None
+        batch.connection = None
+        batch.decode = method.decode_result
+        batch.decode_all = method.decode_results
+        batch.positions = positions
+        batch.results = results
+        batch.errors = errors
+        batch.left = count
+        now = self._loop.time()
+        if timeout_s is None:
+            batch.deadline = now + self._timeout_s
+            self._deadlines.ordinary.append(number)
+        else:
+            batch.timeout_s = timeout_s
+            batch.deadline = now + timeout_s
+            self._deadlines.own.append(number)
+            self._deadlines.add_own(number, batch.deadline)
+        lane.numbers.append(number)
+        self._pending_bytes += batch.size
+        self._batched += count - 1
+        self._batches[number] = self._pending[number] = batch
+        self._unsent_batches.append(batch)
+        return batch
+
+    def check_room(self, lane: Lane, size: int) -> None:
+        """Whether one more call to `lane` may be taken, with `size` bytes of arguments.
+
+        :raises OverloadedError: it may not: which bound is reached
+        :raises ActorGridError: the client is closed
+        """
         if self._is_closed:
             raise ActorGridError("the client is closed")
-        in_flight = len(self._pending)
+        in_flight = len(self._pending) + self._batched
         if in_flight >= self._in_flight_max:
             raise OverloadedError(f"queue full; {in_flight} calls in flight (in_flight_max)")
         if self._pending_bytes + size > self._in_flight_bytes_max:
@@ -488,12 +609,88 @@ class Caller:
             self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
         if self._any_reads.unsent:
             self._any_reads.flush(self._loop.time())
-        if not by_link:
+        if not by_link and not self._unsent_batches:
             return
         now = self._loop.time()
         lowest_anywhere = self._deadlines.lowest(self._pending, self._last_number + 1)
         for link, lanes in by_link.items():
             self._send(link, lanes, lowest_anywhere, now)
+        if self._unsent_batches:
+            self._send_batches(lowest_anywhere)
+
+    def _send_batches(self, lowest_anywhere: int) -> None:
+        """Write the unsent batches. What cannot leave now goes into its lane, as calls."""
+        batches, self._unsent_batches = self._unsent_batches, []
+        by_link: dict[Link, list[bytes]] = {}
+        for batch in batches:
+            if batch.done():
+                continue
+            lane = batch.lane
+            link = lane.link
+            if link is not None and self.can_batch(lane):
+                connection = link.connection
+                assert connection is not None
+                timeout_ms = self._timeout_ms if batch.timeout_s is None else _milliseconds(batch.timeout_s)
+                encoded = encode_batch(batch, timeout_ms, lowest_anywhere, lane.since_lsn)
+                if len(encoded) <= connection.frame_bytes_max - GROUP_BYTES_MAX:
+                    batch.since_lsn = lane.since_lsn
+                    batch.connection = connection
+                    by_link.setdefault(link, []).append(encoded)
+                    continue
+            for call in self._dissolve(batch):
+                self._send_again(call)
+        for link, parts in by_link.items():
+            connection = link.connection
+            assert connection is not None
+            connection.write(frames_of(KIND_BATCHES, parts, connection.frame_bytes_max))
+            link.is_writable = link.is_writable and not connection.is_paused
+
+    def _dissolve(self, batch: PendingBatch) -> list[PendingCall]:
+        """Make calls of the items of `batch` that have no answer. They are where it was: sent on its connection, or not sent yet.
+
+        The batch stays pending until they are over, for the sake of its number.
+        """
+        del self._batches[batch.number]
+        self._batched -= len(batch.addresses) - 1
+        self._pending_bytes -= batch.size
+        connection, batch.connection = batch.connection, None
+        timeout_ms = self._timeout_ms if batch.timeout_s is None else _milliseconds(batch.timeout_s)
+        items: dict[int, BatchItem] = {}
+        calls: list[PendingCall] = []
+        for index, address in enumerate(batch.addresses):
+            if batch.answered is not None and batch.answered[index]:
+                continue
+            call = BatchItem(loop=self._loop)
+            call.batch = batch
+            call.index = index
+            call.number = number = batch.number + 1 + index
+            call.lane = batch.lane
+            call.address = address
+            call.method = batch.method
+            call.args = args = batch.args_of(index)
+            call.decode = batch.decode
+            call.deadline = batch.deadline
+            if batch.timeout_s is not None:
+                call.timeout_s = batch.timeout_s
+            call.connection = connection
+            if connection is not None:
+                call.encoded = None
+                call.since_lsn = batch.since_lsn
+            else:
+                call.encoded = encode((number, address, call.method, timeout_ms, Raw(args)))
+            self._pending_bytes += len(args)
+            self._pending[number] = call
+            items[index] = call
+            calls.append(call)
+        batch.items = items
+        return calls
+
+    def end_batch(self, batch: PendingBatch) -> None:
+        """`batch` is over: every item has its answer, or nobody waits for it any more."""
+        self._pending.pop(batch.number, None)
+        if self._batches.pop(batch.number, None) is not None:
+            self._batched -= len(batch.addresses) - 1
+            self._pending_bytes -= batch.size
 
     def _send(self, link: Link, lanes: list[Lane], lowest_anywhere: int, now: float) -> None:
         """Write the unsent calls of `lanes`. What a slow peer does not take stays unsent until `on_link_writable`."""
@@ -541,6 +738,68 @@ class Caller:
                 call.set_exception(InvalidArgumentError(f"{call.title}: the result cannot be decoded: {type(error).__name__}: {error}"))
             else:
                 call.set_result(result)
+
+    def on_link_batch_replies(self, connection: Connection, replies: list[BatchReply]) -> None:
+        """Answers to batches from a host. As for calls, what is over or went elsewhere is ignored."""
+        pending = self._pending
+        for reply in replies:
+            batch = pending.get(reply.number)
+            if batch is None or not isinstance(batch, PendingBatch):
+                continue
+            if batch.connection is connection and reply.status == STATUS_OK and not reply.errors and batch.answered is None:
+                try:
+                    values = batch.decode_all(reply.payload)
+                except Exception:  # noqa: BLE001 - decoding runs the user's classes; which item it was is found below
+                    values = []
+                if len(values) == batch.left and not reply.offset:
+                    put(batch.results, batch.positions, values)
+                    batch.left = 0
+                    self.end_batch(batch)
+                    batch.set_result(None)
+                    continue
+            self._on_batch_reply(batch, connection, reply)
+
+    def _on_batch_reply(self, batch: PendingBatch, connection: Connection, reply: BatchReply) -> None:
+        """An answer to a part of a batch, one with errors, or to items that have become calls meanwhile."""
+        if batch.items is None and batch.connection is not connection:
+            return
+        first = batch.number + 1
+        if reply.status != STATUS_OK:
+            if batch.items is None:
+                self._dissolve(batch)
+            self.on_link_replies(connection, [Reply(first + index, STATUS_ERROR, reply.payload) for index in batch.items or {}])
+            return
+        try:
+            payloads = messages.decode_each(reply.payload)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise ProtocolError(f"{connection.name}: an answer to a batch is not an array: {error}") from None
+        if reply.offset + len(payloads) > len(batch.addresses):
+            raise ProtocolError(f"{connection.name}: more answers than the batch has items ({len(batch.addresses)})")
+        errors = frozenset(reply.errors)
+        unusual: list[Reply] = []
+        for place, payload in enumerate(payloads):
+            index = reply.offset + place
+            if place in errors:
+                unusual.append(Reply(first + index, STATUS_ERROR, payload))
+            elif batch.items is not None:
+                unusual.append(Reply(first + index, STATUS_OK, payload))
+            else:
+                self._settle(batch, index, payload)
+        if unusual:
+            if batch.items is None:
+                self._dissolve(batch)
+            self.on_link_replies(connection, unusual)
+
+    @staticmethod
+    def _settle(batch: PendingBatch, index: int, payload: Raw) -> None:
+        try:
+            batch.settle(index, batch.decode(payload), is_error=False)
+        except ActorGridError as error:
+            batch.settle(index, error, is_error=True)
+        except Exception as error:  # noqa: BLE001 - decoding runs the user's classes
+            title = f"{show_address(batch.addresses[index])}.{batch.method}"
+            problem = InvalidArgumentError(f"{title}: the result cannot be decoded: {type(error).__name__}: {error}")
+            batch.settle(index, problem, is_error=True)
 
     def _on_error(self, call: PendingCall, error: ActorGridError) -> None:
         assert call.connection is not None
@@ -637,6 +896,7 @@ class Caller:
             return
         self._router.note_positions(welcome.positions)
         self._call_bytes_max = link.connection.frame_bytes_max - 2 * GROUP_BYTES_MAX
+        self.knows_batches = self.knows_batches or link.connection.takes_batches
         self.on_link_writable(link)
         if self._any_reads.were_made:
             self._wake_any_reads(link)
@@ -683,7 +943,7 @@ class Caller:
     def _is_refused(self, call: PendingCall, link: Link) -> bool:
         """Whether nobody else can take `call` since the host of `link` refuses this client."""
         if not call.any_replica:
-            return call.lane.link is link and not call.is_parked
+            return call.lane.link is link and not call.is_parked and not call.is_batch
         replicas = self._router.replicas_of(call.lane)
         return link in replicas and all(each is link or (each.has_refused and not each.is_connecting) for each in replicas)
 
@@ -692,6 +952,9 @@ class Caller:
         if self._is_closed:
             return
         self._router.on_lost(link)
+        for batch in list(self._batches.values()):
+            if batch.connection is connection:
+                self._dissolve(batch)
         lost = [call for call in self._pending.values() if call.connection is connection]
         for call in lost:
             call.connection = None
@@ -717,6 +980,9 @@ class Caller:
         self._tick_timer = None
         now = self._loop.time()
         for call in self._deadlines.expired(self._pending, now):
+            if isinstance(call, PendingBatch):
+                self._expire(call)
+                continue
             self._fail(call, error_at_deadline(call, self._timeout_s, is_begun=self._router.is_begun))
         self._deadlines.compact(self._pending)
         self._router.look(now)
@@ -725,6 +991,14 @@ class Caller:
         if self._pending:
             self._tick_timer = self._loop.call_later(_TICK_S, self._tick)
 
+    def _expire(self, batch: PendingBatch) -> None:
+        """The time of `batch` is up: what each of its items raises is what the same call alone would."""
+        if batch.items is None:
+            self._dissolve(batch)
+        for item in (batch.items or {}).values():
+            if not item.done():
+                self._fail(item, error_at_deadline(item, self._timeout_s, is_begun=self._router.is_begun))
+
     def _rescue_from_silence(self, now: float) -> None:
         """Look for a newer map while answers are overdue, and send again what waits for a host that is primary no more.
 
@@ -732,6 +1006,9 @@ class Caller:
         ran the call.
         """
         self._next_rescue_at = now + _SILENCE_S / 2
+        for batch in list(self._batches.values()):
+            if batch.connection is not None and batch.age_s(now, self._timeout_s) > _SILENCE_S:
+                self._dissolve(batch)
         overdue = [call for call in self._pending.values() if call.connection is not None and call.age_s(now, self._timeout_s) > _SILENCE_S]
         if not overdue:
             return

@@ -16,6 +16,7 @@ from actorgrid.actor.definition import actor_type_of, method_of
 from actorgrid.actor.methods import Method
 from actorgrid.ambient import new_client_id
 from actorgrid.client import admin
+from actorgrid.client.batch import ITEMS_MIN, ReadMap, split_item
 from actorgrid.client.caller import Caller, check_timeout_s
 from actorgrid.client.map import PartitionMap
 from actorgrid.client.pending import Answer, PendingCall
@@ -183,10 +184,19 @@ class Client:
         if self._options.key is not None:
             raise InvalidArgumentError("map makes many calls, and an idempotency key is for one: use call")
         actor_type, remote = method_of(method)
+        if remote.read and remote.consistency == "primary" and self._open_caller().knows_batches:
+            items = list(items)
+            if len(items) >= ITEMS_MIN:
+                reads = ReadMap(self._open_caller(), remote, self._options.timeout_s, len(items))
+                if reads.prepare(actor_type.name, items, return_errors):
+                    await reads.run()
+                    if reads.errors and not return_errors:
+                        raise reads.results[min(reads.errors)]
+                    return reads.results
         prepared: list[tuple[str, bytes] | ActorGridError] = []
         for item in items:
             try:
-                actor_id, args = _split_item(item)
+                actor_id, args = split_item(item)
                 prepared.append((make_address(actor_type.name, actor_id), remote.encode_args(args, {})))
             except ActorGridError as error:
                 if not return_errors:
@@ -300,12 +310,6 @@ class Client:
         actor_type = actor_type_of(actor)
         found = self._proxy_classes[actor] = (actor_type.name, make_proxy_class(actor_type, _bind))
         return found
-
-
-def _split_item(item: Any) -> tuple[str, tuple[Any, ...]]:
-    if not isinstance(item, Sequence) or isinstance(item, str | bytes) or not item:
-        raise InvalidArgumentError(f"map: expected (actor id, *arguments), got {item!r:.80}")
-    return item[0], tuple(item[1:])
 
 
 async def _results_of(calls: list[PendingCall | ActorGridError], return_errors: bool) -> list[Any]:

@@ -20,7 +20,20 @@ from actorgrid.errors import AccessDeniedError, ActorGridError, HostUnavailableE
 from actorgrid.settings import WireSettings
 from actorgrid.wire import messages
 from actorgrid.wire.framing import FrameReader, frame
-from actorgrid.wire.messages import AdminReply, Goodbye, Hello, MapMessage, Ping, Pong, Refused, Replies, Reply, Welcome
+from actorgrid.wire.messages import (
+    AdminReply,
+    BatchReplies,
+    BatchReply,
+    Goodbye,
+    Hello,
+    MapMessage,
+    Ping,
+    Pong,
+    Refused,
+    Replies,
+    Reply,
+    Welcome,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +52,9 @@ class Listener(Protocol):
 
     def on_replies(self, connection: Connection, replies: list[Reply]) -> None:
         """Answers to calls."""
+
+    def on_batch_replies(self, connection: Connection, replies: list[BatchReply]) -> None:
+        """Answers to batches of reads."""
 
     def on_map(self, connection: Connection, message: MapMessage) -> None:
         """A partition map, asked for or not."""
@@ -69,6 +85,7 @@ class Connection(asyncio.Protocol):
 
     :ivar welcome: the host's answer to the handshake
     :ivar frame_bytes_max: what both ends allow
+    :ivar takes_batches: the host understands batches of reads
     :ivar heard_at: when something came, time of the loop
     :ivar is_paused: the peer reads too slowly; write nothing
     :ivar error: why it was closed, or None
@@ -80,6 +97,7 @@ class Connection(asyncio.Protocol):
         self._is_tls = is_tls
         self.welcome: Welcome | None = None
         self.frame_bytes_max = wire.frame_bytes_max
+        self.takes_batches = False
         self.is_paused = False
         self.is_closed = False
         self._loop = asyncio.get_running_loop()
@@ -198,6 +216,8 @@ class Connection(asyncio.Protocol):
         message = _decoded(decoder, payload, self.name)
         if type(message) is Replies:
             self._listener.on_replies(self, message.replies)
+        elif type(message) is BatchReplies:
+            self._listener.on_batch_replies(self, message.replies)
         elif type(message) is MapMessage:
             self._listener.on_map(self, message)
         elif type(message) is Ping:
@@ -234,6 +254,7 @@ class Connection(asyncio.Protocol):
             )
         self.welcome = answer
         self.frame_bytes_max = min(self.frame_bytes_max, answer.frame_bytes_max)
+        self.takes_batches = answer.version >= messages.BATCHES_SINCE
         if not self._welcomed.done():
             self._welcomed.set_result(answer)
 

@@ -12,7 +12,7 @@ from actorgrid.client.connection import Connection, RefusedError, connect
 from actorgrid.client.seeds import show_seed
 from actorgrid.errors import AccessDeniedError, ActorGridError, HostUnavailableError, ProtocolError, TransientError
 from actorgrid.settings import ClientSettings, WireSettings
-from actorgrid.wire.messages import AdminReply, Hello, MapMessage, Reply, Welcome
+from actorgrid.wire.messages import AdminReply, BatchReply, Hello, MapMessage, Reply, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,9 @@ class LinkOwner(Protocol):
 
     def on_link_replies(self, connection: Connection, replies: list[Reply]) -> None:
         """Answers to calls."""
+
+    def on_link_batch_replies(self, connection: Connection, replies: list[BatchReply]) -> None:
+        """Answers to batches of reads."""
 
     def on_link_map(self, link: Link, message: MapMessage) -> None:
         """A map, asked for or not."""
@@ -172,6 +175,11 @@ class Link:
         # Only an answer proves that the host works: one that welcomes and dies at once must meet a growing backoff.
         self._failures = 0
         self._owner.on_link_replies(connection, replies)
+
+    def on_batch_replies(self, connection: Connection, replies: list[BatchReply]) -> None:
+        """Pass on what proves that the host works."""
+        self._failures = 0
+        self._owner.on_link_batch_replies(connection, replies)
 
     def on_map(self, connection: Connection, message: MapMessage) -> None:
         """Pass on a map."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, OutcomeUnknownError, TransientError
 from actorgrid.ids import show_address
@@ -91,6 +91,8 @@ class PendingCall(Answer[Any]):
     #: for such a read: hosts it need not be sent to again before it has waited
     tried: tuple[str, ...] = ()
     last_error: ActorGridError | None = None
+    #: it is a `PendingBatch`
+    is_batch: bool = False
 
     def cancel(self, msg: Any = None) -> bool:
         """Give the call up: it counts as answered, is never sent again, and a late reply is ignored."""
@@ -112,6 +114,100 @@ class PendingCall(Answer[Any]):
     def age_s(self, now: float, default_timeout_s: float) -> float:
         """Seconds since it was submitted."""
         return now - self.deadline + (self.timeout_s or default_timeout_s)
+
+
+class BatchOwner(Protocol):
+    """What a batch tells; the `Caller` is one."""
+
+    def end_batch(self, batch: PendingBatch) -> None:
+        """`batch` is over: every item of it has its answer, or nobody waits for it any more."""
+
+
+class PendingBatch(PendingCall):
+    """Reads of one `map` to one partition that travel as one message, and the future of the whole.
+
+    It has a number of its own, the one before its first item's, and is pending under it until every item is over: so its number holds
+    ``lowest`` and ``lowest_anywhere`` back for all of them. As long as nothing unusual happens there is nothing else of an item but its
+    place in the lists here. When something does, the items concerned become calls of their own (`BatchItem`), under the numbers that they
+    have, and go the way of all calls.
+
+    :ivar addresses: of the items
+    :ivar items_args: the encoded arguments of each, or a single one that is the same for all
+    :ivar size: bytes of arguments, over all items
+    :ivar results: of the whole map
+    :ivar positions: where in `results` each item's result belongs
+    :ivar errors: positions of the whole map where an error is
+    :ivar answered: by item, whether it has its result; None while none or all have
+    :ivar left: items that have none
+    :ivar items: those that are calls of their own, by index; None while none is
+    :ivar decode_all: makes results of an array of them
+    """
+
+    is_batch = True
+    owner: BatchOwner
+    addresses: list[str]
+    items_args: list[bytes]
+    size: int
+    results: list[Any]
+    positions: list[int]
+    errors: list[int]
+    left: int
+    decode_all: Callable[[Any], list[Any]]
+    answered: bytearray | None = None
+    items: dict[int, BatchItem] | None = None
+
+    def settle(self, index: int, result: Any, *, is_error: bool) -> None:
+        """Item `index` has its result, or its error."""
+        answered = self.answered
+        if answered is None:
+            answered = self.answered = bytearray(len(self.addresses))
+        if answered[index]:
+            return
+        answered[index] = True
+        position = self.positions[index]
+        self.results[position] = result
+        if is_error:
+            self.errors.append(position)
+        self.left -= 1
+        if not self.left and not self.done():
+            self.owner.end_batch(self)
+            if self.items is not None:
+                self.items = {}  # they refer to the batch
+            self.set_result(None)
+
+    def args_of(self, index: int) -> bytes:
+        """The encoded arguments of one item."""
+        return self.items_args[index if len(self.items_args) > 1 else 0]
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Give all items up: no answer to any of them is wanted any more."""
+        if not asyncio.Future.cancel(self, msg):
+            return False
+        self.owner.end_batch(self)
+        if self.items is not None:
+            items, self.items = self.items, {}
+            for item in items.values():
+                item.cancel(msg)
+        return True
+
+
+class BatchItem(PendingCall):
+    """An item of a batch that has become a call of its own. Nobody awaits it: its end is told to the batch.
+
+    :ivar index: its place in the batch
+    """
+
+    batch: PendingBatch
+    index: int
+
+    def set_result(self, result: Any) -> None:
+        super().set_result(result)
+        self.batch.settle(self.index, result, is_error=False)
+
+    def set_exception(self, error: Any) -> None:
+        super().set_exception(error)
+        self.exception()
+        self.batch.settle(self.index, error, is_error=True)
 
 
 def error_at_deadline(call: PendingCall, default_timeout_s: float, *, is_begun: bool) -> ActorGridError:

@@ -332,7 +332,11 @@ class HostedPartition:
         elif self.replica.has_lease(ambient.monotonic_ns()):
             turn.answer(status, payload)
         else:
-            turn.answer(STATUS_ERROR, error_payload(self._no_quorum() if self.serving else self.not_here()))
+            turn.answer(STATUS_ERROR, error_payload(self.unproven()))
+
+    def unproven(self) -> ActorGridError:
+        """The refusal of a read that cannot be answered since there may be another primary."""
+        return self._no_quorum() if self.serving else self.not_here()
 
     def log(self, turn: Turn, status: int, payload: bytes, changes: list[Change] | None) -> None:
         """Put a finished turn into the log; its caller is answered when that is committed (I2)."""

@@ -17,7 +17,6 @@ from collections.abc import Coroutine, Generator
 from typing import Any, Final
 
 from actorgrid import ambient
-from actorgrid.actor.context import current_turn
 from actorgrid.actor.scope import ReentrantScope
 from actorgrid.errors import (
     ActorError,
@@ -35,7 +34,7 @@ from actorgrid.errors import (
     to_wire,
 )
 from actorgrid.host.activation import Activation
-from actorgrid.host.first_step import FirstStepTask
+from actorgrid.host.first_step import FirstStepTask, Outcome, drive
 from actorgrid.host.turn import Turn
 from actorgrid.host.watchdog import TurnBlockedError, Watchdog
 from actorgrid.ids import show_address
@@ -59,11 +58,6 @@ _PASSED_ON: Final = (
 )
 
 
-def _first_step(turn: Turn, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    current_turn.set(turn)
-    return coroutine.send(None)
-
-
 class Runner:
     """Runs the turns of one host, one at a time per activation."""
 
@@ -74,6 +68,9 @@ class Runner:
         self._watchdog = watchdog
         self._stand_in = FirstStepTask(loop)
         self._unshared_references = self._count_references()
+        self._outcome = Outcome()
+        self._driver: Any = None
+        self._begin_driver()
         #: What every turn's context begins with: nothing that another turn has set.
         self._context = contextvars.copy_context()
         #: Turns admitted and not over, and the bytes of their arguments: what the host's bounds are held against (I16).
@@ -86,6 +83,8 @@ class Runner:
         self.turns_failed = 0
         self.turns_cancelled = 0
         self.turns_abandoned = 0
+        self._value: Any = None  # what the turn whose first step is just over has returned or raised
+        self._error: BaseException | None = None
 
     # -- admission
 
@@ -94,6 +93,15 @@ class Runner:
 
         :raises OverloadedError: a bound is reached; nothing happened
         """
+        self._check_bounds(turn)
+        activation = turn.activation
+        self.take(turn)
+        if activation.running or activation.queue is not None:
+            activation.partition.enqueue(turn)
+        else:
+            self._run_all(turn)
+
+    def _check_bounds(self, turn: Turn) -> None:
         settings = self._settings
         under_way = self.admitted + self.uncommitted
         if under_way >= settings.host_queue_max or self.admitted_bytes + turn.args_bytes > settings.host_queue_bytes_max:
@@ -104,11 +112,6 @@ class Runner:
         queue = activation.queue
         if queue is not None and len(queue) >= settings.actor_queue_max:
             raise OverloadedError(f"{len(queue)} calls wait for {show_address(activation.address)}, which is the limit", retry_after_s=0.02)
-        self.take(turn)
-        if activation.running or queue is not None:
-            activation.partition.enqueue(turn)
-        else:
-            self._run_all(turn)
 
     def take(self, turn: Turn) -> None:
         """`turn` is admitted: count it until it is over."""
@@ -171,8 +174,49 @@ class Runner:
 
     # -- one turn
 
+    def read_now(self, turn: Turn) -> bytes:
+        """Run a read of an actor that nothing else runs or waits in, as `submit` would.
+
+        :return: its encoded result if it is over and was like most reads. It is not answered then: that is for the caller, and so is
+            everything that `HostedPartition.answer_read` does. Empty if it waits for something, has failed or has changed something:
+            then its sink has or will have the answer.
+        :raises OverloadedError: a bound is reached; nothing happened
+        """
+        self._check_bounds(turn)
+        if not self._first(turn):
+            self.take(turn)
+            return b""
+        value, error = self._value, self._error
+        self._value = None
+        if error is None:
+            activation = turn.activation
+            state = activation.state
+            try:
+                payload = turn.method.encode_result(value)
+                if len(payload) <= self._result_bytes_max and state.changed_by_read() is None:
+                    turn.over = True
+                    activation.running = ()
+                    if state.view is not None:
+                        state.end()
+                    return payload
+            except Exception:  # noqa: BLE001, S110 - `_finish` meets it again, and knows what to do
+                pass
+        self._error = None
+        self.take(turn)
+        self._finish(turn, value, error)
+        return b""
+
     def _step(self, turn: Turn) -> bool:
         """Start `turn`. True if it is over, False if it waits for something and goes on as a task."""
+        if not self._first(turn):
+            return False
+        value, error = self._value, self._error
+        self._value = self._error = None
+        self._finish(turn, value, error)
+        return True
+
+    def _first(self, turn: Turn) -> bool:
+        """Make the first step of `turn`. True if that was all: what came of it is in `_value` and `_error`. False as `_step`."""
         activation = turn.activation
         activation.running = (*activation.running, turn)
         self.turns_total += 1
@@ -182,30 +226,40 @@ class Runner:
             logger.error("a @grid.read method changed a field; the change was undone actor=%s", show_address(activation.address))
         watchdog, loop, stand_in = self._watchdog, self._loop, self._stand_in
         context = self._context.copy()
+        outcome = self._outcome
         _enter_task(loop, stand_in)  # type: ignore[arg-type]
         watchdog.step += 1
         watchdog.current = turn
         try:
-            coroutine = turn.method.function(activation.state.instance, *turn.args)
-            awaited = context.run(_first_step, turn, coroutine)
-        except StopIteration as stop:
-            watchdog.current = None
-            error, value = None, stop.value
+            instance, args = activation.state.instance, turn.args
+            coroutine = turn.method.function(instance, *args) if args else turn.method.function(instance)
+            came = context.run(self._send, (turn, coroutine))
         except BaseException as raised:  # noqa: BLE001 - an actor may raise anything, SystemExit included; it harms only itself
             watchdog.current = None
-            error, value = raised, None
+            self._error = raised
+            self._begin_driver()
         else:
             watchdog.current = None
-            self._suspend(turn, coroutine, awaited, context, stand_in)
-            return False
+            if not outcome.is_over:
+                outcome.is_last = True
+                driver = self._driver
+                self._begin_driver()
+                self._suspend(turn, driver, came, context, stand_in)
+                return False
+            self._value = came
         finally:
             _leave_task(loop, stand_in)  # type: ignore[arg-type]
             if stand_in.used or sys.getrefcount(stand_in) > self._unshared_references:
                 self._stand_in = FirstStepTask(loop)
         if watchdog.struck is not None:
             watchdog.settle(turn)
-        self._finish(turn, value, error)
         return True
+
+    def _begin_driver(self) -> None:
+        self._outcome = Outcome()
+        self._driver = drive(self._outcome)
+        self._send = self._driver.send
+        self._send(None)
 
     def _count_references(self) -> int:
         """How often `_step` finds the stand-in referred to if nobody has kept it: by the runner, its own frame, and the question.

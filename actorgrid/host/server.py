@@ -27,6 +27,7 @@ from actorgrid.errors import (
     to_wire,
 )
 from actorgrid.host import rights
+from actorgrid.host.batch import ReadBatch
 from actorgrid.host.listening import Penalties
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.peers import PeerConnection
@@ -104,7 +105,8 @@ class HostConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._out: list[bytes] = []
         self._flush_scheduled = False
-        self._backlog: deque[messages.CallGroup] = deque()
+        self._out_batches: list[bytes] = []
+        self._backlog: deque[messages.CallGroup | ReadBatch] = deque()
         self._position = 0  # in the first group of the backlog
         self._is_working_later = False
         self._tasks: dict[asyncio.Task[None], None] = {}
@@ -116,6 +118,7 @@ class HostConnection(asyncio.Protocol):
         self._is_stranger = True
         self._counts_as_stranger = False
         self._may_call = True
+        self._version = 0
         self.peer = "?"
         self._address = "?"
 
@@ -150,6 +153,7 @@ class HostConnection(asyncio.Protocol):
         for task in self._tasks:
             task.cancel()
         self._out.clear()
+        self._out_batches.clear()
         self._backlog.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -218,7 +222,7 @@ class HostConnection(asyncio.Protocol):
             self._greet_peer(payload)
             return
         hello = read_hello(payload)
-        version = accept_hello(hello, self._service.cluster_id)
+        self._version = version = accept_hello(hello, self._service.cluster_id)
         self._admit_stranger(hello.role, hello.credential)
         self.client_id, self.role = hello.client_id, hello.role
         if self._timer is not None:
@@ -285,7 +289,7 @@ class HostConnection(asyncio.Protocol):
     def _dispatch(self, payload: bytes) -> None:
         kind = payload[1] if len(payload) > 1 else -1
         decoder = messages.HOST_DECODERS.get(kind)
-        if decoder is None:
+        if decoder is None or (kind == messages.KIND_BATCHES and self._version < messages.BATCHES_SINCE):
             raise ProtocolError(f"message of unknown kind {kind}")
         try:
             message = decoder(payload)
@@ -294,6 +298,8 @@ class HostConnection(asyncio.Protocol):
         match message:
             case messages.Calls(groups):
                 self._take_calls(groups)
+            case messages.Batches(batches):
+                self._take_batches(batches)
             case messages.GetMap():
                 self._write(frame(messages.encode(self._service.map_message())))
             case messages.Admin(correlation, verb, arguments):
@@ -313,17 +319,34 @@ class HostConnection(asyncio.Protocol):
         if not self._is_working_later:
             self._work()
 
+    def _take_batches(self, batches: list[messages.Batch]) -> None:
+        frame_bytes_max = self._settings.frame_bytes_max
+        reads = [ReadBatch(batch, self.client_id, frame_bytes_max, self) for batch in batches]
+        if not self._may_call:
+            refusal = self._denied()
+            for read in reads:
+                read.refuse_rest(refusal)
+            return
+        self._backlog.extend(reads)
+        if not self._is_working_later:
+            self._work()
+
     def _deny_calls(self, groups: list[messages.CallGroup]) -> None:
+        refusal = error_payload(self._denied())
+        for group in groups:
+            for call in group.calls:
+                self.reply(call.correlation, messages.STATUS_ERROR, refusal)
+
+    def _denied(self) -> AccessDeniedError:
+        """Count and log calls of somebody who may not call; what to tell them."""
         self._counters.access_denied_total += 1
         try:
             rights.check_caller(self.identity)
         except AccessDeniedError as error:
             if self._counters.access_denied_total % DENIED_CALLS_LOGGED == 1:
                 logger.warning("access denied peer=%s error=%s", self.peer, error)
-            refusal = error_payload(error)
-            for group in groups:
-                for call in group.calls:
-                    self.reply(call.correlation, messages.STATUS_ERROR, refusal)
+            return error
+        raise AssertionError(f"{self.identity} may call")
 
     def _work(self) -> None:
         """Admit what has arrived, for one slice of time; what is left follows after everyone else had the loop."""
@@ -331,7 +354,8 @@ class HostConnection(asyncio.Protocol):
         now_ns = ambient.monotonic_ns()
         backlog = self._backlog
         while backlog:
-            if self._admit_some(backlog[0], now_ns):
+            waiting = backlog[0]
+            if self._admit_batch(waiting, now_ns) if isinstance(waiting, ReadBatch) else self._admit_some(waiting, now_ns):
                 backlog.popleft()
                 self._position = 0
             if backlog and ambient.monotonic_ns() - now_ns > SLICE_NS:
@@ -365,6 +389,23 @@ class HostConnection(asyncio.Protocol):
             partition.admit(call, client_id, lowest, lowest_anywhere, since_lsn, self, now_ns)
         self._position = stop
         return stop >= len(calls)
+
+    def _admit_batch(self, batch: ReadBatch, now_ns: int) -> bool:
+        """Admit the next items of `batch`; whether those were the last."""
+        client_id, watermarks = batch.client_id, self._service.watermarks
+        if batch.lowest_anywhere > watermarks.get(client_id, 0):
+            watermarks.pop(client_id, None)  # as in `_admit_some`
+            watermarks[client_id] = batch.lowest_anywhere
+        partition = self._service.partitions.get(batch.partition)
+        refusal = self._not_here(batch.partition) if partition is None else partition.refusal(now_ns)
+        if partition is not None and refusal is None and batch.since_lsn > partition.replica.last_lsn:
+            refusal = partition.history_is_lost(batch.since_lsn)
+        if refusal is not None:
+            batch.refuse_rest(refusal)
+            return True
+        assert partition is not None
+        partition.admission.admit_batch(batch, CALLS_PER_LOOK, now_ns)
+        return batch.begun >= len(batch.addresses)
 
     def _refuse_all(
         self, group: messages.CallGroup, error: ActorGridError, partition: HostedPartition | None = None, now_ns: int = 0
@@ -430,6 +471,19 @@ class HostConnection(asyncio.Protocol):
             return
         self._write(b"".join(frames_of(messages.KIND_REPLIES, out, self._settings.frame_bytes_max)))
 
+    def reply_batch(self, encoded: bytes) -> None:
+        """Answer a part of a batch of reads, or all of it; see `BatchAnswers`."""
+        if self._transport is None:
+            return
+        if not self._out_batches:
+            self._loop.call_soon(self._flush_batches)
+        self._out_batches.append(encoded)
+
+    def _flush_batches(self) -> None:
+        out, self._out_batches = self._out_batches, []
+        if self._transport is not None and out:
+            self._write(b"".join(frames_of(messages.KIND_BATCH_REPLIES, out, self._settings.frame_bytes_max)))
+
     def _write(self, data: bytes) -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -443,6 +497,7 @@ class HostConnection(asyncio.Protocol):
     def say_goodbye(self, reason: str) -> None:
         """The host is stopping; what is still to be answered goes out first."""
         self._flush()
+        self._flush_batches()
         if self._receive == self._dispatch:
             self._write(frame(messages.encode(messages.Goodbye(reason))))
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 PROTOCOL_VERSION_OLDEST = 1
 MAGIC = "actorgrid"
 
@@ -22,6 +22,12 @@ KIND_CALLS, KIND_REPLIES = 4, 5
 KIND_GET_MAP, KIND_MAP = 6, 7
 KIND_ADMIN, KIND_ADMIN_REPLY = 8, 9
 KIND_PING, KIND_PONG, KIND_GOODBYE = 10, 11, 12
+KIND_BATCHES, KIND_BATCH_REPLIES = 13, 14
+
+#: Both sides speak of batches from this version on.
+BATCHES_SINCE = 2
+#: Reads in one batch.
+BATCH_ITEMS_MAX = 4096
 
 ROLE_CLIENT, ROLE_HOST, ROLE_OPERATOR = "client", "host", "operator"
 
@@ -158,6 +164,49 @@ class Replies(Struct, array_like=True, tag=KIND_REPLIES, gc=False):
     replies: list[Reply]
 
 
+class Batch(Struct, array_like=True, gc=False):
+    """Reads of one method, of many actors of one partition, that ask the primary and have neither key nor chain.
+
+    ``number`` is the correlation of the batch as a whole. Those of the items follow: the read of ``addresses[i]`` has the request number
+    ``number + 1 + i``.
+    """
+
+    number: Counter
+    partition: Counter
+    lowest_anywhere: Counter  #: this and ``since_lsn`` as in `CallGroup`
+    since_lsn: Counter
+    method: Name
+    timeout_ms: Counter
+    addresses: Annotated[list[AddressText], Meta(min_length=1, max_length=BATCH_ITEMS_MAX)]
+    args: list[Raw]  #: one for each item, or a single one that is the same for all; each as in `Call`
+
+
+class Batches(Struct, array_like=True, tag=KIND_BATCHES, gc=False):
+    """All batches of one tick to one host."""
+
+    batches: list[Batch]
+
+
+class BatchReply(Struct, array_like=True, gc=False):
+    """Answers to items of a batch: to a run of them that begins at ``offset``, or one error for all that have no answer yet.
+
+    ``payload`` is an array of results if ``status`` is 0, except that those at the places ``errors`` are an `ErrorPayload`; otherwise it is
+    an `ErrorPayload` itself.
+    """
+
+    number: Counter  #: that of the batch
+    status: int
+    offset: Counter
+    payload: Raw
+    errors: Annotated[list[Counter], Meta(max_length=BATCH_ITEMS_MAX)] = []
+
+
+class BatchReplies(Struct, array_like=True, tag=KIND_BATCH_REPLIES, gc=False):
+    """All answers of one tick to batches of one peer."""
+
+    replies: list[BatchReply]
+
+
 class GetMap(Struct, array_like=True, tag=KIND_GET_MAP):
     """Asks for the map; answered by `MapMessage`."""
 
@@ -212,6 +261,7 @@ HOST_DECODERS = {
     KIND_ADMIN: msgspec.msgpack.Decoder(Admin).decode,
     KIND_PING: msgspec.msgpack.Decoder(Ping).decode,
     KIND_PONG: msgspec.msgpack.Decoder(Pong).decode,
+    KIND_BATCHES: msgspec.msgpack.Decoder(Batches).decode,
 }
 CLIENT_DECODERS = {
     KIND_REPLIES: msgspec.msgpack.Decoder(Replies).decode,
@@ -221,4 +271,6 @@ CLIENT_DECODERS = {
     KIND_PONG: msgspec.msgpack.Decoder(Pong).decode,
     KIND_GOODBYE: msgspec.msgpack.Decoder(Goodbye).decode,
     KIND_REFUSED: msgspec.msgpack.Decoder(Refused).decode,
+    KIND_BATCH_REPLIES: msgspec.msgpack.Decoder(BatchReplies).decode,
 }
+decode_each = msgspec.msgpack.Decoder(list[Raw]).decode

@@ -38,6 +38,17 @@ extras = st.none() | st.builds(
 )
 calls = st.builds(m.Call, counters, addresses, names, counters, raws, extras)
 groups = st.builds(m.CallGroup, counters, st.binary(max_size=16), counters, counters, counters, st.lists(calls, max_size=3))
+batches = st.builds(
+    m.Batch,
+    counters,
+    counters,
+    counters,
+    counters,
+    names,
+    counters,
+    st.lists(addresses, min_size=1, max_size=3),
+    st.lists(raws, max_size=3),
+)
 host_infos = st.builds(m.HostInfo, names, names, st.integers(0, 65535))
 maps = st.builds(
     m.MapMessage,
@@ -56,6 +67,7 @@ TO_A_HOST = {
     m.KIND_ADMIN: st.builds(m.Admin, counters, names, details),
     m.KIND_PING: st.builds(m.Ping, counters),
     m.KIND_PONG: st.builds(m.Pong, counters),
+    m.KIND_BATCHES: st.builds(m.Batches, st.lists(batches, max_size=3)),
 }
 TO_A_CLIENT = {
     m.KIND_REPLIES: st.builds(m.Replies, st.lists(st.builds(m.Reply, counters, st.sampled_from([0, 1]), raws, counters), max_size=4)),
@@ -65,6 +77,10 @@ TO_A_CLIENT = {
     m.KIND_PONG: st.builds(m.Pong, counters),
     m.KIND_GOODBYE: st.builds(m.Goodbye, names),
     m.KIND_REFUSED: st.builds(m.Refused, names, names, details),
+    m.KIND_BATCH_REPLIES: st.builds(
+        m.BatchReplies,
+        st.lists(st.builds(m.BatchReply, counters, st.sampled_from([0, 1]), counters, raws, st.lists(counters, max_size=3)), max_size=3),
+    ),
 }
 HELLOS = st.builds(m.Hello, names, counters, counters, names, names, st.binary(max_size=16), st.binary(max_size=50))
 WELCOMES = st.builds(m.Welcome, counters, names, names, counters, counters, maps)
@@ -180,6 +196,11 @@ def test_answers_out_of_bounds_are_refused(payload):
     [4, [[1, b"", 0, 0, 0, [[1, "a", "m", 1, [], {"chain": ["a"] * 65}]]]]],
     [4, [[1, b"", 0, 0, 0, [[1, "a", "m", 1, [], {"key": "k" * 513}]]]]],
     [4, [[1, b"", 0, 0, 0, [[1, "a", "m", 1, [], {"number": -1}]]]]],
+    [13, [[1, 1, 0, 0, "m", 1, [], [[]]]]],
+    [13, [[1, 1, 0, 0, "m", 1, [""], [[]]]]],
+    [13, [[1, 1, 0, 0, "m", 1, ["a"] * 4097, [[]]]]],
+    [13, [[1, 1, 0, 0, "m", -1, ["a"], [[]]]]],
+    [13, [[1, 1, 0, 0, "m", 1, ["a"], 1]]],
     [4, "x"], [4], [], [6, "x"], [8, 1, "v", [1]], [10, -1], {"a": 1}, 7, [99, 1],
 ])  # fmt: skip
 def test_messages_out_of_bounds_are_refused(payload):
@@ -205,7 +226,7 @@ def hello(**changes):
 
 
 @pytest.mark.parametrize(("changes", "error", "words"), [
-    ({"version_oldest": 2, "version_newest": 3}, ProtocolError, "no common protocol version"),
+    ({"version_oldest": 3, "version_newest": 4}, ProtocolError, "no common protocol version"),
     ({"version_oldest": 0, "version_newest": 0}, ProtocolError, "no common protocol version"),
     ({"role": "admin"}, ProtocolError, "role 'admin'"),
     ({"client_id": b"short"}, ProtocolError, "5 bytes"),
@@ -217,9 +238,9 @@ def test_a_handshake_that_does_not_fit_is_refused_with_the_reason(changes, error
         accept_hello(hello(**changes), "mine")
 
 
-@pytest.mark.parametrize(("oldest", "newest"), [(1, 1), (0, 1), (1, 2), (0, 9)])
-def test_the_newest_version_both_speak_is_chosen(oldest, newest):
-    assert accept_hello(hello(version_oldest=oldest, version_newest=newest, cluster_id="mine"), "mine") == 1
+@pytest.mark.parametrize(("oldest", "newest", "chosen"), [(1, 1, 1), (0, 1, 1), (1, 2, 2), (2, 2, 2), (0, 9, 2)])
+def test_the_newest_version_both_speak_is_chosen(oldest, newest, chosen):
+    assert accept_hello(hello(version_oldest=oldest, version_newest=newest, cluster_id="mine"), "mine") == chosen
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"GET / HTTP/1.1\r\n", msgpack.packb([4, []]),
