@@ -24,8 +24,8 @@ from actorgrid.storage.files import refuse_what_hangs
 MIB: Final = 1 << 20
 #: Two changes of thread, the wait for the interpreter lock and two wake-ups of a sleeping loop take about as long.
 QUICK_NS: Final = 500_000
-#: The slowest sync counts, and fades by one part of this many with each that follows: after one of 5 ms about 40 must be quick.
-SYNCS_REMEMBERED: Final = 16
+#: The average counts, in which each sync has this part: after one of 20 ms about 14 must be quick.
+SYNCS_REMEMBERED: Final = 8
 #: Before anything was measured.
 UNMEASURED_NS: Final = 5_000_000
 LOG_FAMILY: Final = "log"
@@ -119,7 +119,7 @@ class RocksDatabase:
         self._syncs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._sync_thread = threading.Thread(target=self._sync_loop, name=f"sync {path.name}", daemon=True)
         self._sync_thread.start()
-        self._slowest_ns = UNMEASURED_NS
+        self._sync_ns = UNMEASURED_NS
 
     # Bounds of scans are compared by the store and not given to RocksDB: rocksdict does not keep the memory of iterate bounds alive with
     # the iterator.
@@ -142,11 +142,11 @@ class RocksDatabase:
     def sync_now(self) -> None:
         began_ns = ambient.monotonic_ns()
         self.state_family.flush_wal(True)
-        self._slowest_ns = max(ambient.monotonic_ns() - began_ns, self._slowest_ns - self._slowest_ns // SYNCS_REMEMBERED)
+        self._sync_ns += (ambient.monotonic_ns() - began_ns - self._sync_ns) // SYNCS_REMEMBERED
 
     @property
     def is_quick(self) -> bool:
-        return self._slowest_ns < QUICK_NS
+        return self._sync_ns < QUICK_NS
 
     def sync_soon(self, work: Callable[[], None]) -> None:
         self._syncs.put(work)
