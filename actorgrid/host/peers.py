@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 PEER_FRAME_BYTES_MAX: Final = 512 << 20
 #: Messages of one tick are cut into frames of about this size, so that a beat never waits behind more.
 FRAME_BYTES: Final = 4 << 20
+#: A smaller frame is copied behind its length sooner than both are written one after the other.
+JOINED_BYTES_MAX: Final = 64 << 10
 BUFFER_HIGH_BYTES: Final = 8 << 20
 BUFFER_LOW_BYTES: Final = 1 << 20
 CONNECT_TIMEOUT_S: Final = 0.5
@@ -543,6 +545,11 @@ class Peers:
             self._flush_scheduled = True
             self.loop.call_soon(self._flush)
 
+    def flush_now(self) -> None:
+        """Send what waits for the end of the loop's turn."""
+        if self._waiting:
+            self._flush()
+
     def _flush(self) -> None:
         self._flush_scheduled = False
         waiting, self._waiting = self._waiting, {}
@@ -559,8 +566,8 @@ class Peers:
         self.frames_sent_total += 1
         payload = frames.encode(PeerFrame(self.owner.synced_position(), beat, answer, outbox))
         header = len(payload).to_bytes(4, "big")
-        if self._tls is not None:
-            connection.transport.write(header + payload)  # one TLS record, not two
+        if self._tls is not None or len(payload) <= JOINED_BYTES_MAX:
+            connection.transport.write(header + payload)  # one call of the kernel, and one TLS record, not two
         else:
             connection.transport.write(header)
             connection.transport.write(payload)

@@ -159,6 +159,16 @@ class HostConnection(asyncio.Protocol):
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
+        # What is answered on the spot leaves at the end of this, without another turn of the loop.
+        self._flush_scheduled, was_scheduled = True, self._flush_scheduled
+        try:
+            self._take(data)
+        finally:
+            self._flush_scheduled = was_scheduled
+            if self._out and not was_scheduled:
+                self._flush()
+
+    def _take(self, data: bytes) -> None:
         try:
             for payload in self._reader.feed(data):
                 self._receive(payload)

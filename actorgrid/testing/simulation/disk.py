@@ -240,6 +240,10 @@ class SimDatabase:
         if self._failure is not None:
             raise self._failure
 
+    @property
+    def is_quick(self) -> bool:
+        return False  # else no sync could be under way when something else happens
+
     def sync_now(self) -> None:
         """In what `sync_soon` calls back: how the sync went that is over. Elsewhere: a sync that takes no time, not even on a stalled disk.
 
