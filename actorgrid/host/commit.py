@@ -96,8 +96,8 @@ class GroupCommit:
         self._sync_began_ns = 0
         self._paced_until_ns = 0  # 0: the next batch need not wait
         self._syncing_position = store.position
-        #: Sends what is to be sent to other hosts: before the loop waits for the disk.
-        self.send_first: Callable[[], None] = _nothing
+        #: Sends what is to be sent to other hosts, without waiting for the end of the loop's turn.
+        self.send_now: Callable[[], None] = _nothing
         #: The highest position of the store that is durable: what peers may be told.
         self.synced_position = store.position
         self.syncs_total = 0
@@ -216,13 +216,14 @@ class GroupCommit:
             self._run_after_write()
             return
         self._run_after_write()
-        self.send_first()
+        self.send_now()
         try:
             self._store.sync_now()
         except StorageError as error:
             self._synced(error)
         else:
             self._synced(None)
+        self.send_now()
 
     def _write_open(self, now_ns: int, *, with_proposals: bool) -> None:
         dirty = self._dirty
@@ -234,6 +235,8 @@ class GroupCommit:
                     writer.write(self._any_batch(), now_ns)
             finally:
                 self._is_writing = False
+        if len(dirty) <= HERE_WRITERS_MAX:
+            self.send_now()  # the others' disks work while this one does
         batch = self._any_batch()
         self._put_marks(batch)
         self._store.advance(batch)

@@ -197,7 +197,7 @@ class Host:
                 beat_s=self.liveness.times.beat_ns / 1e9,
                 credentials=config.credentials,
             )
-            self._commit.send_first = self._peers.flush_now
+            self._commit.send_now = self._peers.flush_now
             self.replicas = Replicas(
                 self,
                 config,

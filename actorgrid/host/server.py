@@ -167,6 +167,8 @@ class HostConnection(asyncio.Protocol):
             self._flush_scheduled = was_scheduled
             if self._out and not was_scheduled:
                 self._flush()
+            if self._out_batches:
+                self._flush_batches()
 
     def _take(self, data: bytes) -> None:
         try:
