@@ -113,7 +113,7 @@ class Standing:
         self._swap_until_ns = 0
         self._up: dict[str, bool] = {}
         self._effects: list[Effect] = []
-        self._story: deque[tuple[int, object, list[Effect]]] = deque(maxlen=STORY_LENGTH)
+        self._story: deque[tuple[object, ...]] = deque(maxlen=STORY_LENGTH)  # (when, event, effects), or (when, name, numbers...)
 
     @property
     def last_lsn(self) -> int:
@@ -211,5 +211,6 @@ class Standing:
         return InvariantViolation(invariant, f"{what} (partition {self.partition}, {self.me}, epoch {self.epoch})", self.story())
 
     def story(self) -> list[str]:
-        """The last events with their effects, oldest first."""
-        return [f"{now_ns} {event} -> {effects}" for now_ns, event, effects in self._story]
+        """The last events, oldest first, with the effects of those that are rare and of the last one."""
+        lines = [" ".join([str(each) for each in told]) for told in self._story]
+        return [*lines, f"effects of the last one, so far: {self._effects}"]

@@ -46,5 +46,6 @@ def test_the_story_holds_the_last_events_only():
         cluster.settle()
     cluster.step(cluster.hosts["a"], 1, ev.EntriesProposed(1))
     story = cluster.replica("a").story()
-    assert len(story) == STORY_LENGTH
-    assert "EntriesProposed" in story[-1]
+    assert len(story) == STORY_LENGTH + 1
+    assert "EntriesProposed 1" in story[-2]
+    assert "AppendProposed" in story[-1]
