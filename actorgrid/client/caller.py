@@ -723,6 +723,8 @@ class Caller:
             call = pending.get(reply.correlation)
             if call is None or (call.connection is not connection and not (call.any_replica and reply.status == STATUS_OK)):
                 continue
+            if call.is_batch:
+                raise ProtocolError(f"{connection.name}: an answer to batch {reply.correlation} as if it were a call")
             if reply.status != STATUS_OK:
                 self._on_error(call, _decode_error(reply.payload))
                 continue
@@ -785,7 +787,7 @@ class Caller:
                 unusual.append(Reply(first + index, STATUS_OK, payload))
             else:
                 self._settle(batch, index, payload)
-        if unusual:
+        if unusual and not batch.done():
             if batch.items is None:
                 self._dissolve(batch)
             self.on_link_replies(connection, unusual)

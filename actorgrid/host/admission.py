@@ -133,11 +133,10 @@ class Admission:
             batch.deadline_ns = now_ns + min(batch.timeout_ms, TIMEOUT_MS_MAX) * 1_000_000
         elif batch.deadline_ns < now_ns:
             batch.refuse_rest(OverloadedError(f"the deadline passed in the queue of partition {partition.id}; nothing happened"))
-            batch.begun = len(addresses)
             return
         deadline_ns, first = batch.deadline_ns, batch.number + 1
         start = batch.begun
-        batch.begun = stop = min(start + count, len(addresses))
+        batch.begun = stop = min(start + count, batch.count)
         is_one_args = len(args) == 1
         raw = bytes(args[0])
         actor_type: ActorType | None = None
@@ -155,8 +154,9 @@ class Admission:
                     activation = partition.activate(address)
                 activation.used = True
                 if method is None or activation.actor_type is not actor_type:
-                    actor_type, common = activation.actor_type, None
+                    method = common = None  # no method of another class, if this one has none
                     method = self._batched_method(activation.actor_type, method_name)
+                    actor_type = activation.actor_type
                 if not is_one_args:
                     raw = bytes(args[index])
                 given = common
@@ -181,15 +181,15 @@ class Admission:
                 batch.reply(index, STATUS_ERROR, error_payload(cannot_read(error)))
             except ActorGridError as error:
                 batch.reply(index, STATUS_ERROR, error_payload(error))
-        if not indexes:
-            return
         partition.reads_total += len(indexes)
-        if partition.replica.has_lease(ambient.monotonic_ns()):
+        if indexes and partition.replica.has_lease(ambient.monotonic_ns()):
             batch.reply_all(indexes, payloads)
-            return
-        refusal = error_payload(partition.unproven())
-        for index in indexes:
-            batch.reply(index, STATUS_ERROR, refusal)
+        elif indexes:
+            refusal = error_payload(partition.unproven())
+            for index in indexes:
+                batch.reply(index, STATUS_ERROR, refusal)
+        if stop == batch.count:
+            batch.all_begun()
 
     def _batched_method(self, actor_type: ActorType, name: str) -> Method:
         method = actor_type.methods.get(name)

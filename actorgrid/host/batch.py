@@ -1,11 +1,13 @@
 """A batch of reads on its way through a host: what is still to be done of it, and the answers there are.
 
-Its items are turns like all others (see `Admission.admit_batch`). Their answers are collected here and leave together; what a batch
-would otherwise keep of large results leaves as soon as it fills half a frame (I16).
+Its items are turns like all others (see `Admission.admit_batch`). Their answers are collected here and leave together. What a batch
+would otherwise keep of large results leaves as soon as it fills half a frame, and what is there leaves a moment after the last item has
+begun: one that waits for long holds up nobody else's answer and keeps nothing but itself (I16).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from actorgrid.errors import ActorGridError, ProtocolError
@@ -14,7 +16,9 @@ from actorgrid.wire.framing import array_header
 from actorgrid.wire.messages import STATUS_ERROR, STATUS_OK, Batch, encode
 
 _ARRAY_OF_FIVE: Final = b"\x95"
+_ARRAY_OF_ONE: Final = b"\x91"
 _NO_ERRORS: Final = b"\x90"
+_FIRST_IS_ERROR: Final = b"\x91\x00"
 #: In the place of an answer that has left; no MessagePack begins with this byte.
 _SENT: Final = b"\xc1"
 _NUMBERS: Final = 1 << 64
@@ -26,12 +30,16 @@ class BatchAnswers(Protocol):
     def reply_batch(self, encoded: bytes) -> None:
         """Send a `BatchReply`; never raises, never blocks."""
 
+    def after_a_moment(self, action: Callable[[], None]) -> None:
+        """Do `action` when what only waits for a commit is over as a rule."""
+
 
 class ReadBatch:
     """One `Batch` of a client. As `Sink` of its turns it takes the place of an item for its correlation.
 
     :param client_id: of whom it came from
     :param frame_bytes_max: what a frame to it may have
+    :ivar count: of items
     :ivar begun: items that were looked at
     :ivar deadline_ns: monotonic; 0 before the first item
     """
@@ -41,6 +49,7 @@ class ReadBatch:
         "_bytes",
         "_bytes_max",
         "_errors",
+        "_is_late",
         "_left",
         "_payloads",
         "_was_split",
@@ -48,6 +57,7 @@ class ReadBatch:
         "args",
         "begun",
         "client_id",
+        "count",
         "deadline_ns",
         "lowest_anywhere",
         "method_name",
@@ -61,7 +71,7 @@ class ReadBatch:
         """
         :raises ProtocolError: the batch does not have its form
         """
-        count = len(batch.addresses)
+        self.count = count = len(batch.addresses)
         if len(batch.args) != count and len(batch.args) != 1:
             raise ProtocolError(f"batch {batch.number} has {count} addresses and {len(batch.args)} arguments, expected {count} or 1")
         if batch.number + count >= _NUMBERS:
@@ -84,10 +94,19 @@ class ReadBatch:
         self._payloads: list[bytes] = [b""] * count
         self._errors: dict[int, None] = {}
         self._was_split = False
+        self._is_late = False
 
     def reply(self, correlation: int, status: int, payload: bytes, lsn: int = 0) -> None:
         """Take the answer of item number `correlation` (see `Sink`); the first one counts."""
         if self._payloads[correlation]:
+            return
+        if self._is_late:
+            self._payloads[correlation] = _SENT
+            self._left -= 1
+            errors = _NO_ERRORS if status == STATUS_OK else _FIRST_IS_ERROR
+            self._answers.reply_batch(
+                b"".join((_ARRAY_OF_FIVE, encode((self.number, STATUS_OK, correlation))[1:], _ARRAY_OF_ONE, payload, errors))
+            )
             return
         if status != STATUS_OK:
             self._errors[correlation] = None
@@ -112,10 +131,27 @@ class ReadBatch:
         """Refuse what was not begun: nothing of it happened."""
         payload = error_payload(error)
         if not self.begun:
+            self.begun = self.count
             self._answers.reply_batch(b"".join((_ARRAY_OF_FIVE, encode((self.number, STATUS_ERROR, 0))[1:], payload, _NO_ERRORS)))
             return
-        for index in range(self.begun, len(self.addresses)):
+        begun, self.begun = self.begun, self.count
+        for index in range(begun, self.count):
             self.reply(index, STATUS_ERROR, payload)
+        self.all_begun()
+
+    def all_begun(self) -> None:
+        """No item is left to be looked at: what came with them is not needed any more, and those that wait are waited for a moment."""
+        self.addresses, self.args = [], []
+        if self._left:
+            self._answers.after_a_moment(self._send_late)
+
+    def _send_late(self) -> None:
+        if not self._left:
+            return
+        if self._bytes:
+            self._send()
+        self._is_late = True
+        self._errors.clear()
 
     def _send(self) -> None:
         """Let the answers leave that there are, in runs of neighbours that fit into a frame."""

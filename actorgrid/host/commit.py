@@ -216,14 +216,21 @@ class GroupCommit:
             self._run_after_write()
             return
         self._run_after_write()
-        self.send_now()
+        self._send()
         try:
             self._store.sync_now()
         except StorageError as error:
             self._synced(error)
         else:
             self._synced(None)
-        self.send_now()
+        self._send()
+
+    def _send(self) -> None:
+        try:
+            self.send_now()
+        except Exception:
+            # A bug on the way to other hosts is none of the store, and what was to be sent is sent again.
+            logger.exception("frames could not be sent")
 
     def _write_open(self, now_ns: int, *, with_proposals: bool) -> None:
         dirty = self._dirty
@@ -235,8 +242,8 @@ class GroupCommit:
                     writer.write(self._any_batch(), now_ns)
             finally:
                 self._is_writing = False
-        if len(dirty) <= HERE_WRITERS_MAX:
-            self.send_now()  # the others' disks work while this one does
+        if with_proposals and len(dirty) <= HERE_WRITERS_MAX:
+            self._send()  # the others' disks work while this one does
         batch = self._any_batch()
         self._put_marks(batch)
         self._store.advance(batch)

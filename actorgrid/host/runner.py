@@ -218,6 +218,7 @@ class Runner:
     def _first(self, turn: Turn) -> bool:
         """Make the first step of `turn`. True if that was all: what came of it is in `_value` and `_error`. False as `_step`."""
         activation = turn.activation
+        self._error = None
         activation.running = (*activation.running, turn)
         self.turns_total += 1
         if activation.state.view is not None and turn.scope is None:
@@ -237,10 +238,12 @@ class Runner:
         except BaseException as raised:  # noqa: BLE001 - an actor may raise anything, SystemExit included; it harms only itself
             watchdog.current = None
             self._error = raised
+            self._settle(turn)
             self._begin_driver()
         else:
             watchdog.current = None
             if not outcome.is_over:
+                self._settle(turn)
                 outcome.is_last = True
                 driver = self._driver
                 self._begin_driver()
@@ -252,8 +255,17 @@ class Runner:
             if stand_in.used or sys.getrefcount(stand_in) > self._unshared_references:
                 self._stand_in = FirstStepTask(loop)
         if watchdog.struck is not None:
-            watchdog.settle(turn)
+            self._settle(turn)
         return True
+
+    def _settle(self, turn: Turn) -> None:
+        """An interruption of `turn` that was not delivered in it must hit nothing else: not the next driver, nor the watchdog itself."""
+        if self._watchdog.struck is None:
+            return
+        try:
+            self._watchdog.settle(turn)
+        except TurnBlockedError:
+            self._watchdog.struck = None
 
     def _begin_driver(self) -> None:
         self._outcome = Outcome()

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 #: How long one connection may keep the loop to itself, looked at after so many calls.
 SLICE_NS: Final = 10_000_000
 CALLS_PER_LOOK: Final = 128
+#: Reads that saw what is not committed yet have their answers by then as a rule.
+BATCH_PATIENCE_S: Final = 0.02
 ADMIN_TIMEOUT_S: Final = 60.0
 #: Questions of one connection that are being answered at a time (I16).
 ADMIN_UNDER_WAY_MAX: Final = 16
@@ -417,7 +419,7 @@ class HostConnection(asyncio.Protocol):
             return True
         assert partition is not None
         partition.admission.admit_batch(batch, CALLS_PER_LOOK, now_ns)
-        return batch.begun >= len(batch.addresses)
+        return batch.begun >= batch.count
 
     def _refuse_all(
         self, group: messages.CallGroup, error: ActorGridError, partition: HostedPartition | None = None, now_ns: int = 0
@@ -490,6 +492,10 @@ class HostConnection(asyncio.Protocol):
         if not self._out_batches:
             self._loop.call_soon(self._flush_batches)
         self._out_batches.append(encoded)
+
+    def after_a_moment(self, action: Callable[[], None]) -> None:
+        """See `BatchAnswers`."""
+        self._loop.call_later(BATCH_PATIENCE_S, action)
 
     def _flush_batches(self) -> None:
         out, self._out_batches = self._out_batches, []

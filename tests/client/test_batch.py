@@ -20,7 +20,7 @@ from actorgrid.errors import (
 )
 from actorgrid.settings import ClientSettings
 from actorgrid.wire import messages
-from actorgrid.wire.messages import BatchReplies, BatchReply, ErrorPayload, Welcome, encode
+from actorgrid.wire.messages import BatchReplies, BatchReply, ErrorPayload, Replies, Reply, Welcome, encode
 
 ITEMS = [(f"a{number}",) for number in range(40)]
 
@@ -382,6 +382,44 @@ def test_answers_that_make_no_sense_close_the_connection(reply):
             assert await client.map(Account.read_balance, ITEMS) == [1] * 40
             assert len(host.connections) >= 2, "asked again on a new connection, one by one"
             assert all(received.again for received in host.calls)
+            assert is_clean(client)
+
+    run(main)
+
+
+def test_an_item_that_is_answered_and_then_refused_has_its_answer():
+    async def main():
+        host = await one()
+        async with grid.connect(host.address, settings=QUICK) as client:
+            await warm(client, host)
+
+            def answer(batch):
+                count = len(batch.addresses)
+                refused = [error_of(HostUnavailableError("not now")), *[Raw(encode(2))] * (count - 1)]
+                return [BatchReply(batch.number, 0, 0, Raw(encode([1]))), BatchReply(batch.number, 0, 0, Raw(encode(refused)), [0])]
+
+            host.answer_batch = answer
+            found = await client.map(Account.read_balance, ITEMS)
+            assert (found.count(1), found.count(2)) == (len(host.batches), 40 - len(host.batches))
+            assert is_clean(client)
+            assert len(host.connections) == 1
+
+    run(main)
+
+
+def test_an_answer_to_a_batch_as_if_it_were_a_call_closes_the_connection():
+    async def main():
+        host = await one()
+        async with grid.connect(host.address, settings=QUICK) as client:
+            await warm(client, host)
+
+            def answer(batch):
+                host.connections[-1].send(Replies([Reply(batch.number, 0, Raw(encode(5)))]))
+                return SILENCE
+
+            host.answer_batch = answer
+            assert await client.map(Account.read_balance, ITEMS) == [1] * 40
+            assert len(host.connections) >= 2
             assert is_clean(client)
 
     run(main)

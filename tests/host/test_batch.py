@@ -474,6 +474,61 @@ def test_a_batch_by_hand(tmp_path, batch, status, errors):
     run(main)
 
 
+def test_a_method_of_one_class_never_runs_on_an_actor_of_another(tmp_path):
+    async def main():
+        async with shelves(tmp_path) as (several, _):
+            partition = partition_of(make_address("Shelf", "s1"), PARTITIONS)
+            others = [
+                address for number in range(200) if partition_of(address := make_address("Tally", f"t{number}"), PARTITIONS) == partition
+            ]
+            batch = batch_of("look", ["s1"])
+            batch.addresses += [*others[:2], batch.addresses[0], others[2]]
+            raw = await RawBatches().connect(several.hosts[0].port)
+            raw.send_batches(batch)
+            payload = await raw.next_payload()
+            (reply,) = messages.CLIENT_DECODERS[messages.KIND_BATCH_REPLIES](payload).replies
+            payloads = messages.decode_each(reply.payload)
+            assert reply.errors == [1, 2, 4]
+            assert {messages.decode_error(payloads[place]).error for place in reply.errors} == {"UnknownMethodError"}
+            assert [bytes(payloads[place]) for place in (0, 3)] == [b"\x00", b"\x00"]
+            await raw.close()
+
+    run(main)
+
+
+def test_one_item_that_waits_for_long_holds_up_no_other_answer(tmp_path):
+    async def main():
+        async with shelves(tmp_path) as (several, client):
+            partition = partition_of(make_address("Shelf", "s7"), PARTITIONS)
+            ids = [each for each in IDS if partition_of(make_address("Shelf", each), PARTITIONS) == partition]
+            waiting = [index for index, each in enumerate(ids) if each.endswith("7")]
+            assert waiting
+            assert len(waiting) < len(ids)
+            raw = await RawBatches().connect(several.hosts[0].port)
+            raw.send_batches(batch_of("slow_look", ids))
+            answered = {}
+            while len(answered) < len(ids) - len(waiting):
+                for reply in messages.CLIENT_DECODERS[messages.KIND_BATCH_REPLIES](await raw.next_payload()).replies:
+                    assert (reply.number, reply.status, reply.errors) == (10, 0, [])
+                    answered.update({reply.offset + place: bytes(each) for place, each in enumerate(messages.decode_each(reply.payload))})
+            assert not set(waiting) & set(answered)
+            gate("slow").set()
+            while len(answered) < len(ids):
+                for reply in messages.CLIENT_DECODERS[messages.KIND_BATCH_REPLIES](await raw.next_payload()).replies:
+                    answered.update({reply.offset + place: bytes(each) for place, each in enumerate(messages.decode_each(reply.payload))})
+            assert answered == dict.fromkeys(range(len(ids)), b"\x00")
+            await raw.close()
+
+            GATES.clear()
+            found = await client.with_options(timeout_s=0.3).map(Shelf.slow_look, [(each,) for each in IDS], return_errors=True)
+            late = {each for each, result in zip(IDS, found, strict=True) if isinstance(result, Exception)}
+            assert late == {each for each in IDS if each.endswith("7")}
+            gate("slow").set()
+            await until(lambda: all(host.runner.admitted == 0 for host in several.up))
+
+    run(main)
+
+
 def test_a_method_that_is_a_read_at_the_client_only_is_called_as_what_it_is(tmp_path):
     """In the middle of a rolling update classes differ. The items become calls under numbers that a session may remember."""
 
