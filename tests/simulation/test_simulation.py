@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from actorgrid.testing.simulation.disk import SimDatabase
 from tests.simulation import plan as plans
 from tests.simulation.deeds import Deeds
 from tests.simulation.run import run
@@ -69,3 +72,21 @@ def test_a_line_that_is_none_is_named(line):
 def test_every_verb_can_be_done():
     done = {name.removeprefix("do_").replace("_", "-") for name in vars(Deeds) if name.startswith("do_")}
     assert done == set(plans.VERBS)
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize("seed", [3, 96, 212])
+def test_a_grid_keeps_its_promises_when_half_of_the_syncs_are_made_on_the_spot(seed, monkeypatch):
+    """A quick disk is synced by the loop itself (decision 17): in a step, before anything else can happen, power losses and errors included."""
+    asked, made = itertools.count(), collections.Counter()
+    monkeypatch.setattr(SimDatabase, "is_quick", property(lambda self: not self._disk.is_stalled and next(asked) % 2 == 0))
+    sync_now = SimDatabase.sync_now
+
+    def counted(self):
+        made["in a thread" if self._is_reporting else "on the spot"] += 1
+        sync_now(self)
+
+    monkeypatch.setattr(SimDatabase, "sync_now", counted)
+    result = run(plans.draw(seed))
+    assert not result.broken, result.broken
+    assert min(made["in a thread"], made["on the spot"]) > 100

@@ -242,7 +242,8 @@ class SimDatabase:
 
     @property
     def is_quick(self) -> bool:
-        return False  # else no sync could be under way when something else happens
+        # No sync would be under way when something else happens; tests let some be made so.
+        return False
 
     def sync_now(self) -> None:
         """In what `sync_soon` calls back: how the sync went that is over. Elsewhere: a sync that takes no time, not even on a stalled disk.
