@@ -77,7 +77,7 @@ def test_every_verb_can_be_done():
 @pytest.mark.pure
 @pytest.mark.parametrize("seed", [3, 96, 212])
 def test_a_grid_keeps_its_promises_when_half_of_the_syncs_are_made_on_the_spot(seed, monkeypatch):
-    """A quick disk is synced by the loop itself (decision 17): in a step, before anything else can happen, power losses and errors included."""
+    """A quick disk is synced by the loop itself (decision 17): in one step, with losses of power and errors as ever."""
     asked, made = itertools.count(), collections.Counter()
     monkeypatch.setattr(SimDatabase, "is_quick", property(lambda self: not self._disk.is_stalled and next(asked) % 2 == 0))
     sync_now = SimDatabase.sync_now
