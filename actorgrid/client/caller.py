@@ -342,15 +342,7 @@ class Caller:
         if not lane.is_dirty:
             self.mark_dirty(lane)
         self._last_number = number
-        now = self._loop.time()
-        if timeout_s is None:
-            call.deadline = now + self._timeout_s
-            self._deadlines.ordinary.append(number)
-        else:
-            call.timeout_s = timeout_s
-            call.deadline = now + timeout_s
-            self._deadlines.own.append(number)
-            self._deadlines.add_own(number, call.deadline)
+        self._set_deadline(call, number, timeout_s)
         self._pending_bytes += len(args)
         pending[number] = call
         lane.numbers.append(number)
@@ -389,14 +381,7 @@ class Caller:
         self._last_number = number
         # Not in `lane.numbers`: no session remembers it. In the queues of `Deadlines`, which hold `lowest_anywhere` back: a read may call
         # other actors, and their sessions do.
-        if timeout_s is None:
-            call.deadline = self._loop.time() + self._timeout_s
-            self._deadlines.ordinary.append(number)
-        else:
-            call.timeout_s = timeout_s
-            call.deadline = self._loop.time() + timeout_s
-            self._deadlines.own.append(number)
-            self._deadlines.add_own(number, call.deadline)
+        self._set_deadline(call, number, timeout_s)
         self._pending_bytes += len(args)
         self._pending[number] = call
         return call
@@ -455,6 +440,17 @@ class Caller:
         lane.unsent.append(call)
         lane.is_mixed = True
         return call
+
+    def _set_deadline(self, call: PendingCall, number: int, timeout_s: float | None) -> None:
+        """Watch a call of this client, which has that long from now; None: the client's default."""
+        if timeout_s is None:
+            call.deadline = self._loop.time() + self._timeout_s
+            self._deadlines.ordinary.append(number)
+        else:
+            call.timeout_s = timeout_s
+            call.deadline = self._loop.time() + timeout_s
+            self._deadlines.own.append(number)
+            self._deadlines.add_own(number, call.deadline)
 
     def can_batch(self, lane: Lane) -> bool:
         """Whether a batch to this partition could leave now."""
@@ -530,15 +526,7 @@ class Caller:
         batch.results = results
         batch.errors = errors
         batch.left = count
-        now = self._loop.time()
-        if timeout_s is None:
-            batch.deadline = now + self._timeout_s
-            self._deadlines.ordinary.append(number)
-        else:
-            batch.timeout_s = timeout_s
-            batch.deadline = now + timeout_s
-            self._deadlines.own.append(number)
-            self._deadlines.add_own(number, batch.deadline)
+        self._set_deadline(batch, number, timeout_s)
         lane.numbers.append(number)
         self._pending_bytes += batch.size
         self._batched += count - 1
@@ -650,9 +638,7 @@ class Caller:
 
         The batch stays pending until they are over, for the sake of its number.
         """
-        del self._batches[batch.number]
-        self._batched -= len(batch.addresses) - 1
-        self._pending_bytes -= batch.size
+        self._release(batch)
         connection, batch.connection = batch.connection, None
         timeout_ms = self._timeout_ms if batch.timeout_s is None else _milliseconds(batch.timeout_s)
         items: dict[int, BatchItem] = {}
@@ -688,9 +674,14 @@ class Caller:
     def end_batch(self, batch: PendingBatch) -> None:
         """`batch` is over: every item has its answer, or nobody waits for it any more."""
         self._pending.pop(batch.number, None)
-        if self._batches.pop(batch.number, None) is not None:
-            self._batched -= len(batch.addresses) - 1
-            self._pending_bytes -= batch.size
+        if batch.number in self._batches:
+            self._release(batch)
+
+    def _release(self, batch: PendingBatch) -> None:
+        """The items of `batch` count for no bound any more, at least not as a batch."""
+        del self._batches[batch.number]
+        self._batched -= len(batch.addresses) - 1
+        self._pending_bytes -= batch.size
 
     def _send(self, link: Link, lanes: list[Lane], lowest_anywhere: int, now: float) -> None:
         """Write the unsent calls of `lanes`. What a slow peer does not take stays unsent until `on_link_writable`."""

@@ -254,8 +254,7 @@ class Runner:
             _leave_task(loop, stand_in)  # type: ignore[arg-type]
             if stand_in.used or sys.getrefcount(stand_in) > self._unshared_references:
                 self._stand_in = FirstStepTask(loop)
-        if watchdog.struck is not None:
-            self._settle(turn)
+        self._settle(turn)
         return True
 
     def _settle(self, turn: Turn) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -270,6 +270,17 @@ def make_map(
     epochs = [epoch] * partitions if epoch else []
     replicas = [secondaries] * partitions if secondaries is not None else []
     return MapMessage(version, cluster_id, [host.info for host in hosts], primaries, epochs, replicas)
+
+
+async def begin_anew(hosts: Iterable[StandInHost]) -> None:
+    """Wait until a client is connected to all of them, and forget what that took."""
+    hosts = list(hosts)
+    for host in hosts:
+        await host.until(lambda host=host: host.is_connected, 2)  # type: ignore[misc]
+    await asyncio.sleep(0.02)
+    for host in hosts:
+        host.calls.clear()
+        host.frames.clear()
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], timeout_s: float = 20.0) -> None:

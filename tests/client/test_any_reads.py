@@ -5,7 +5,7 @@ import time
 
 import pytest
 from samples import QUICK, Account
-from stand_in import SILENCE, Applied, StandInHost, make_map, run
+from stand_in import SILENCE, Applied, StandInHost, begin_anew, make_map, run
 
 from actorgrid import grid
 from actorgrid.errors import (
@@ -36,12 +36,7 @@ async def replicas(count=3, **changes):
 async def warm(client, hosts):
     """A client that is connected to all of them; what this took is forgotten."""
     await client.get(Account, "alice").read_about()
-    for host in hosts:
-        await host.until(lambda host=host: host.is_connected, 2)
-    await asyncio.sleep(0.02)
-    for host in hosts:
-        host.calls.clear()
-        host.frames.clear()
+    await begin_anew(hosts)
 
 
 def test_reads_are_spread_over_all_replicas_and_tell_what_they_reflect():

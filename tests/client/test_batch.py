@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from msgspec import Raw
 from samples import QUICK, Account
-from stand_in import CLUSTER_ID, SILENCE, StandInHost, make_map, run
+from stand_in import CLUSTER_ID, SILENCE, StandInHost, begin_anew, make_map, run
 
 from actorgrid import grid
 from actorgrid.errors import (
@@ -94,12 +94,7 @@ async def two():
 async def warm(client, *hosts):
     """A client that is connected to all of them."""
     await client.get(Account, "alice").deposit(1)
-    for host in hosts:
-        await host.until(lambda host=host: host.is_connected, 2)
-    await asyncio.sleep(0.02)
-    for host in hosts:
-        host.calls.clear()
-        host.frames.clear()
+    await begin_anew(hosts)
 
 
 def test_reads_of_a_map_travel_in_one_frame_with_numbers_of_their_own():
