@@ -62,7 +62,8 @@ class ClientProcesses:
             async with asyncio.timeout(START_S):
                 for order in self._orders:
                     process = await asyncio.create_subprocess_exec(
-                        *(sys.executable, "-m", "bench.clients"),
+                        # With -P the build that this process runs comes before the working directory, which has the pure one.
+                        *(sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "bench.clients"),
                         cwd=Path(__file__).parent.parent,
                         stdin=asyncio.subprocess.PIPE,
                         stdout=asyncio.subprocess.PIPE,

@@ -33,6 +33,8 @@ PACE_NS: Final = 2_000_000
 #: A batch of no more replicas is synced on the spot if the disk is quick (decision 17): what a lone caller waits for is hand-overs, not
 #: the disk.
 HERE_WRITERS_MAX: Final = 4
+#: What nobody waits for joins what somebody does, or goes after so long by itself: to the disk here, to other hosts in `peers`.
+PATIENCE_S: Final = 0.005
 #: Secondaries are told what is committed after one to two times so long without anything new to append, which would tell them too.
 IDLE_DELAY_S: Final = 0.05
 
@@ -88,6 +90,8 @@ class GroupCommit:
         self._kick_scheduled = False
         self._apply_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._patience_timer: asyncio.TimerHandle | None = None
+        self._is_urgent = False  # somebody waits for the next batch
         self._idle: dict[Writer, None] = {}
         self._active: dict[Writer, None] = {}  # those that have written since `_on_idle` looked
         self._urgent: dict[Writer, None] = {}
@@ -109,9 +113,17 @@ class GroupCommit:
         self._dirty[writer] = None
         self._kick_soon()
 
-    def open_batch(self, writer: Writer) -> Batch:
-        """The batch that is written next; `writer` hears of its sync."""
-        if not self._is_writing:
+    def open_batch(self, writer: Writer, *, may_wait: bool = False) -> Batch:
+        """The batch that is written next; `writer` hears of its sync.
+
+        :param may_wait: nobody waits for what is put into it, so it is written with what others want, or after `PATIENCE_S`
+        """
+        if self._is_writing:
+            pass
+        elif may_wait:
+            self._dirty[writer] = None
+            self._kick_later()
+        else:
             self.mark(writer)
         return self._any_batch()
 
@@ -182,8 +194,19 @@ class GroupCommit:
         """Whether there is anything for a batch or a sync."""
         return bool(self._dirty or self._callbacks or self._written) or self._open is not None
 
+    def _kick_later(self) -> None:
+        """Begin the next batch when nothing else has for a while."""
+        if self._patience_timer is None:
+            self._patience_timer = self._loop.call_later(PATIENCE_S, self._end_patience)
+
+    def _end_patience(self) -> None:
+        self._patience_timer = None
+        if self._is_wanted:
+            self._kick_soon()
+
     def _kick_soon(self) -> None:
         """Begin the next batch, unless one is being synced: then its end does it."""
+        self._is_urgent = True
         if self._is_busy or self._kick_scheduled:
             return
         self._kick_scheduled = True
@@ -204,6 +227,7 @@ class GroupCommit:
             self._fail_because(error)
             return
         self._is_busy = True
+        self._is_urgent = False
         self._sync_began_ns = now_ns
         self._syncing, self._written = list(self._written), {}
         self._paced_until_ns = now_ns + PACE_NS if len(self._syncing) >= PACED_FROM_WRITERS else 0
@@ -283,7 +307,7 @@ class GroupCommit:
         synced, self._syncing = self._syncing, []
         callbacks, self._syncing_callbacks = self._syncing_callbacks, []
         # The next batch starts before the answers of this one are sent: the disk works while the answers are encoded.
-        if self._is_wanted:
+        if self._is_urgent:
             self._kick_soon()
         try:
             for writer in synced:
@@ -366,7 +390,7 @@ class GroupCommit:
     def stop(self) -> None:
         """Write nothing more."""
         self._stopped = True
-        for timer in (self._apply_timer, self._idle_timer):
+        for timer in (self._apply_timer, self._idle_timer, self._patience_timer):
             if timer is not None:
                 timer.cancel()
         self._apply_timer = self._idle_timer = None

@@ -530,6 +530,7 @@ class HostedPartition:
         self.is_handing_over = True
         began_s = ambient.monotonic()
         try:
+            self.shell.step(ev.SwapExpected(target))
             for patience_s in HAND_OVER_PATIENCE_S:
                 await self._until(lambda: not self._has_waiting_turns(), HAND_OVER_QUIET_S)
                 closed_s = ambient.monotonic()

@@ -37,6 +37,8 @@ PEER_FRAME_BYTES_MAX: Final = 512 << 20
 FRAME_BYTES: Final = 4 << 20
 #: A smaller frame is copied behind its length sooner than both are written one after the other.
 JOINED_BYTES_MAX: Final = 64 << 10
+#: What nobody waits for goes with the next frame, or after so long by itself.
+PATIENCE_S: Final = 0.005
 BUFFER_HIGH_BYTES: Final = 8 << 20
 BUFFER_LOW_BYTES: Final = 1 << 20
 CONNECT_TIMEOUT_S: Final = 0.5
@@ -243,6 +245,8 @@ class Peers:
         self._marks_changed: dict[str, StoreMark] = {}
         self._flush_scheduled = False
         self._waiting: dict[PeerLink, None] = {}
+        self._patient: dict[PeerLink, None] = {}  # with nothing to send that somebody waits for
+        self._patience_timer: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._primaries: dict[int, int] = {}
         self._primaries_version = 1
@@ -296,8 +300,9 @@ class Peers:
     async def stop(self) -> None:
         """Close everything."""
         self._is_stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._patience_timer):
+            if timer is not None:
+                timer.cancel()
         tasks = [task for link in self.links.values() for task in (link.task, link.death_watch) if task is not None]
         for task in tasks:
             task.cancel()
@@ -498,8 +503,11 @@ class Peers:
 
     # -- frames out
 
-    def send(self, host: str, message: Message) -> None:
-        """Send `message` with this tick's frame; it is lost if there is no connection."""
+    def send(self, host: str, message: Message, *, may_wait: bool = False) -> None:
+        """Send `message` with this tick's frame; it is lost if there is no connection.
+
+        :param may_wait: nobody waits for it: it goes with the next frame that leaves for whatever reason, or after `PATIENCE_S`
+        """
         link = self.links.get(host)
         if link is None or link.connection is None:
             return
@@ -510,7 +518,10 @@ class Peers:
             if link.outbox_bytes > FRAME_BYTES:
                 self._flush_link(link)
                 return
-        self._wake(link)
+        if may_wait:
+            self._wake_later(link)
+        else:
+            self._wake(link)
 
     def send_frame(self, host: str, message: Any) -> bool:
         """Send a frame of a copy at once; whether there is a connection."""
@@ -545,6 +556,17 @@ class Peers:
             self._flush_scheduled = True
             self.loop.call_soon(self._flush)
 
+    def _wake_later(self, link: PeerLink) -> None:
+        self._patient[link] = None
+        if self._patience_timer is None:
+            self._patience_timer = self.loop.call_later(PATIENCE_S, self._end_patience)
+
+    def _end_patience(self) -> None:
+        self._patience_timer = None
+        patient, self._patient = self._patient, {}
+        for link in patient:
+            self._flush_link(link)
+
     def flush_now(self) -> None:
         """Send what waits for the end of the loop's turn."""
         if self._waiting:
@@ -557,6 +579,7 @@ class Peers:
             self._flush_link(link)
 
     def _flush_link(self, link: PeerLink) -> None:
+        self._patient.pop(link, None)
         outbox, link.outbox, link.outbox_bytes = link.outbox, [], 0
         beat, link.beat = link.beat, None
         answer, link.answer = link.answer, None

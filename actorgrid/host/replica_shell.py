@@ -28,7 +28,7 @@ from actorgrid.replication.entry import (
     read_head,
 )
 from actorgrid.replication.liveness import Liveness
-from actorgrid.replication.messages import Append, Message
+from actorgrid.replication.messages import Append, AppendAck, Message
 from actorgrid.replication.replica import Replica, Rng, Role
 from actorgrid.replication.sessions import SessionTable
 from actorgrid.settings import HostSettings
@@ -144,6 +144,8 @@ class ReplicaShell:
         self._write_no = 0
         self._written_no = 0
         self._syncing_no = 0
+        self._urgent_no = 0  # somebody waits for the answer to this write
+        self._answered_no = 0  # the last one that was durable when an answer left
         self._incoming: tuple[Append, list[RecordHead]] | None = None
         self._last_built: tuple[int, int, bytes] = (0, 0, b"")
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -235,6 +237,8 @@ class ReplicaShell:
             heads = [read_head(record) for record in message.records]
         except CorruptLogError as error:
             raise ProtocolError(f"append of {host} to partition {self.partition}: {error}") from None
+        if not message.may_wait:
+            self._urgent_no = self._write_no + 1  # its records get this number; without any it is answered after an earlier one
         self._incoming = (message, heads)
         self.step(ev.AppendReceived(message, heads, host, incarnation))
         self._incoming = None
@@ -362,7 +366,7 @@ class ReplicaShell:
     def _append_records(self, effect: ev.AppendRecords) -> None:
         assert self._incoming is not None
         message, heads = self._incoming
-        batch = self._commit.open_batch(self)
+        batch = self._commit.open_batch(self, may_wait=message.may_wait)
         append = self.durable.append
         for record, head in zip(message.records[effect.skip :], heads[effect.skip :], strict=True):
             append(batch, record, head)
@@ -393,7 +397,13 @@ class ReplicaShell:
     # -- effects: sending
 
     def _send(self, effect: ev.Send) -> None:
-        self._peers.send(effect.host, effect.message)
+        message = effect.message
+        if type(message) is AppendAck:
+            may_wait = self._urgent_no <= self._answered_no
+            self._answered_no = self._syncing_no
+            self._peers.send(effect.host, message, may_wait=may_wait)
+        else:
+            self._peers.send(effect.host, message)
 
     def _send_append(self, effect: ev.SendAppend) -> None:
         prev_lsn, last_lsn = effect.prev_lsn, effect.last_lsn
@@ -402,7 +412,9 @@ class ReplicaShell:
             first_lsn, built_lsn, data = self._last_built
             is_last_built = first_lsn == prev_lsn + 1 and built_lsn == last_lsn
             records = [data] if is_last_built else self._records(prev_lsn, last_lsn)
-        self._peers.send(effect.to.host, self._append_to(effect, last_lsn, records))
+        message = self._append_to(effect, last_lsn, records)
+        message.may_wait = effect.may_wait
+        self._peers.send(effect.to.host, message, may_wait=effect.may_wait)
 
     def _append_to(self, effect: ev.SendAppend | ev.SendFromLog, last_lsn: int, records: list[bytes]) -> Append:
         log = self.core.log

@@ -45,6 +45,12 @@ class SwapProposed(Struct, gc=False):
     target: Member
 
 
+class SwapExpected(Struct, gc=False):
+    """`target` will be primary soon, so it should have everything at once."""
+
+    target: Member
+
+
 class Synced(Struct, gc=False):
     """Every write up to `write_no` is durable."""
 
@@ -166,6 +172,7 @@ Event = (
     | LogStartMoved
     | ConfigurationProposed
     | SwapProposed
+    | SwapExpected
     | CopyEnded
     | CopyInstalled
     | StorageFailed
@@ -230,7 +237,7 @@ class Send(Struct, gc=False):
 
 
 class SendAppend(Struct, gc=False):
-    """Send `to` exactly the records in ``(prev_lsn, last_lsn]``; none if they are equal."""
+    """Send `to` exactly the records in ``(prev_lsn, last_lsn]``; none if they are equal. `may_wait`: nobody waits for the answer."""
 
     to: Member
     epoch: int
@@ -238,6 +245,7 @@ class SendAppend(Struct, gc=False):
     prev_epoch: int
     last_lsn: int
     committed_lsn: int
+    may_wait: bool = False
 
 
 class SendFromLog(Struct, gc=False):

@@ -25,22 +25,63 @@ class Feeding(Promises):
             for member in self.configuration.members
             if member != self.me
         }
+        self._choose_awaited()
 
-    def _progress_on(self, host: str) -> list[Progress]:
-        return [progress for member, progress in self.progress.items() if member.host == host]
+    # -- who is waited for
+
+    def _choose_awaited(self) -> None:
+        """Let as many be awaited as make a write quorum together with this replica: those that are, then each partition's own."""
+        configuration, places = self.configuration, len(self.configuration.voters)
+        missing = self._awaited_count()
+        for member, progress in self.progress.items():
+            progress.is_awaited = progress.is_awaited and member in configuration.voters and missing > 0
+            missing -= progress.is_awaited
+        for place in range(places):
+            chosen = self.progress.get(configuration.voters[(self.partition + place) % places])
+            if missing > 0 and chosen is not None and not chosen.is_awaited:
+                chosen.is_awaited = True
+                missing -= 1
+
+    def _awaited_count(self) -> int:
+        configuration = self.configuration
+        return configuration.write_quorum - (self.me in configuration.voters)
+
+    def _await(self, progress: Progress) -> None:
+        """Expect commits of this one from now on, and not of the awaited one that is farthest behind."""
+        if progress.is_awaited or progress.member not in self.configuration.voters:
+            return
+        awaited = [each for each in self.progress.values() if each.is_awaited]
+        if awaited and len(awaited) >= self._awaited_count():
+            slowest = awaited[0]
+            for each in awaited:
+                if each.match_lsn < slowest.match_lsn:
+                    slowest = each
+            slowest.is_awaited = False
+        progress.is_awaited = True
+
+    def _await_target(self, target: Member) -> None:
+        progress = self.progress.get(target)
+        if progress is not None:
+            self._await(progress)
+
+    def _can_spare_others(self) -> bool:
+        """Whether a write quorum comes about without those that are not awaited."""
+        missing = self._awaited_count()
+        for progress in self.progress.values():
+            if progress.is_awaited and progress.takes_appends:
+                missing -= 1
+        return missing <= 0
+
+    # -- sending
 
     def _send_new(self, prev_lsn: int, prev_epoch: int, now_ns: int) -> None:
         """Send what was just appended to all who have what is before it (pipelining, §10.2.1)."""
         last_lsn, committed_lsn = self.log.last_lsn, self.committed_lsn
+        spares_others = self._can_spare_others()
         for progress in self.progress.values():
-            if (
-                progress.next_lsn == prev_lsn + 1
-                and progress.pace is Pace.PIPELINE
-                and progress.is_up
-                and not progress.is_paused
-                and last_lsn - progress.match_lsn <= WINDOW_ENTRIES
-            ):
-                self._effects.append(SendAppend(progress.member, self.epoch, prev_lsn, prev_epoch, last_lsn, committed_lsn))
+            if progress.next_lsn == prev_lsn + 1 and progress.takes_appends and last_lsn - progress.match_lsn <= WINDOW_ENTRIES:
+                may_wait = spares_others and not progress.is_awaited
+                self._effects.append(SendAppend(progress.member, self.epoch, prev_lsn, prev_epoch, last_lsn, committed_lsn, may_wait))
                 if progress.match_lsn == prev_lsn:
                     progress.moved_ns = now_ns  # the oldest that is not acknowledged
                 progress.next_lsn = last_lsn + 1
@@ -69,12 +110,12 @@ class Feeding(Promises):
         next_lsn = progress.match_lsn + 1 if progress.match_lsn else progress.next_lsn
         progress.probe_from(next_lsn if next_lsn >= self.log.start_lsn else self.log.last_lsn + 1)
 
-    def _send_empty(self, progress: Progress) -> None:
+    def _send_empty(self, progress: Progress, *, may_wait: bool = False) -> None:
         prev_lsn = progress.next_lsn - 1
         prev_epoch = self.log.epoch_at(prev_lsn)
         if prev_lsn < self.log.start_lsn - 1 or prev_epoch < 0:
             return  # the log has gone on without it; it is fed next, or copied
-        self._effects.append(SendAppend(progress.member, self.epoch, prev_lsn, prev_epoch, prev_lsn, self.committed_lsn))
+        self._effects.append(SendAppend(progress.member, self.epoch, prev_lsn, prev_epoch, prev_lsn, self.committed_lsn, may_wait))
         progress.told_lsn = self.committed_lsn
 
     def _on_log_sent(self, to: Member, last_lsn: int, now_ns: int) -> None:
@@ -90,10 +131,13 @@ class Feeding(Promises):
         if self.role is not Role.PRIMARY:
             return
         for progress in self.progress.values():
-            if progress.told_lsn < self.committed_lsn and progress.pace is Pace.PIPELINE and progress.is_up and not progress.is_paused:
-                self._send_empty(progress)
+            if progress.told_lsn < self.committed_lsn and progress.takes_appends:
+                self._send_empty(progress, may_wait=True)
 
     # -- peers
+
+    def _progress_on(self, host: str) -> list[Progress]:
+        return [progress for member, progress in self.progress.items() if member.host == host]
 
     def _ask_to_fortify(self, host: str, now_ns: int) -> None:
         """The host supports under a new number: only a new append makes its replicas promise again."""

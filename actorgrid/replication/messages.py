@@ -28,7 +28,8 @@ class Append(Struct, array_like=True, tag=1, gc=False):
     """Log records that follow `prev_lsn`; none: only the epoch, the commit position and a new fortification are told.
 
     Ongaro 2014, figure 3.1, AppendEntries. ``records`` are the bytes of `entry.encode_record`, ``configurations`` those among their
-    entries.
+    entries. ``may_wait``: nobody waits for the answer, so writing it and answering may wait a little for company. A host that does not
+    know the field answers at once.
     """
 
     partition: Counter
@@ -40,6 +41,7 @@ class Append(Struct, array_like=True, tag=1, gc=False):
     committed_lsn: Counter
     records: list[bytes]
     configurations: list[tuple[Counter, Configuration]] = []
+    may_wait: bool = False
 
 
 class AppendAck(Struct, array_like=True, tag=2, gc=False):

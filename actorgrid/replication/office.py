@@ -137,8 +137,11 @@ class Office(Membership):
         if ack.lsn > progress.match_lsn:
             progress.match_lsn = ack.lsn
             progress.moved_ns = now_ns
-            if ack.lsn > self.committed_lsn:  # else it is the answer of one that was not waited for
+            committed_lsn = self.committed_lsn
+            if ack.lsn > committed_lsn:  # else it is the answer of one that was not waited for
                 self._advance_commit(now_ns)
+                if self.committed_lsn > committed_lsn and not progress.is_awaited:
+                    self._await(progress)  # it was sooner than one that was
             if self._swap_target is not None:
                 self._hand_over_if_ready(now_ns)  # others may have committed it all before the target had it
             if self.role is not Role.PRIMARY:

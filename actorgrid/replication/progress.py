@@ -25,11 +25,13 @@ class Progress:
     :ivar match_lsn: it has acknowledged everything up to here, durably (only grows)
     :ivar next_lsn: what it is sent next
     :ivar number: the support under which it said to be fortified in this epoch; 0: it did not
+    :ivar is_awaited: of the write quorum that commits are expected of; the others may answer a little later
     :ivar chunk_lsn: end of the last chunk it was sent from the log; the next goes out when this one is acknowledged
     """
 
     __slots__ = (
         "chunk_lsn",
+        "is_awaited",
         "is_missing",
         "is_paused",
         "is_up",
@@ -50,6 +52,7 @@ class Progress:
         self.pace = Pace.PROBE
         self.chunk_lsn = 0
         self.told_lsn = 0
+        self.is_awaited = False
         self.is_up = is_up
         self.is_paused = False
         #: It said that it does not exist: a voter like that counts for nothing.
@@ -62,6 +65,11 @@ class Progress:
         self.pace = Pace.PROBE
         self.next_lsn = next_lsn
         self.chunk_lsn = 0
+
+    @property
+    def takes_appends(self) -> bool:
+        """Whether it is sent what is appended as it comes."""
+        return self.pace is Pace.PIPELINE and self.is_up and not self.is_paused
 
     def __repr__(self) -> str:
         return f"Progress({self.member} {self.pace.name} match {self.match_lsn} next {self.next_lsn})"

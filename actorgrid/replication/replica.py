@@ -33,6 +33,7 @@ from actorgrid.replication.events import (
     Recovered,
     StorageFailed,
     SupportChanged,
+    SwapExpected,
     SwapProposed,
     Synced,
     TimePassed,
@@ -139,6 +140,8 @@ class Replica(Following):
                 self.log.drop_before(start_lsn)
             case ConfigurationProposed(configuration):
                 self._propose_configuration(configuration, now_ns)
+            case SwapExpected(target):
+                self._await_target(target)
             case SwapProposed(target):
                 self._propose_swap(target, now_ns)
             case CopyEnded(to, lsn):

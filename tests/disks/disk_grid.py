@@ -9,17 +9,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from actorgrid.storage.store import StoreIdentity
-from tests.faults import checkers
+from tests.faults import checkers, child
 from tests.faults.campaign import read_back
 from tests.faults.checkers import Verdict
-from tests.faults.child import PARENT
 from tests.faults.grid_processes import ROOT, Exit, GridProcesses, HostProcess, Observation
 from tests.faults.history import Record
 from tests.faults.load import LoadProcesses
@@ -52,9 +50,9 @@ class DiskHost(HostProcess):
             log.write(f"-- start {self.starts} of {self.name} at {time.monotonic_ns()} ns\n".encode())
             log.flush()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.child", self.program, str(self.config_path)],
+                child.command(self.program, str(self.config_path)),
                 cwd=ROOT,
-                env={**os.environ, PARENT: str(os.getpid()), **self.environment},
+                env={**os.environ, child.PARENT: str(os.getpid()), **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -15,6 +15,11 @@ _PR_SET_PDEATHSIG = 1
 PARENT = "AGFAULTS_PARENT"
 
 
+def command(*words: str) -> list[str]:
+    """What starts such a program with the modules of this process, which has a compiled build first if it was started with ``-P``."""
+    return [sys.executable, *(["-P"] if sys.flags.safe_path else []), "-m", "tests.faults.child", *words]
+
+
 def main() -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl")

@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -26,7 +25,7 @@ from actorgrid.ambient import new_client_id
 from actorgrid.client import admin
 from actorgrid.errors import ActorGridError, RequestError
 from actorgrid.settings import WireSettings
-from tests.faults.child import PARENT
+from tests.faults import child
 from tests.faults.network import Endpoint
 
 ROOT = Path(__file__).parent.parent.parent
@@ -105,9 +104,9 @@ class HostProcess:
             log.write(f"-- start {self.starts} of {self.name} at {time.monotonic_ns()} ns\n".encode())
             log.flush()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.child", "actorgrid.host", str(self.config_path)],
+                child.command("actorgrid.host", str(self.config_path)),
                 cwd=ROOT,
-                env={**os.environ, PARENT: str(os.getpid())},
+                env={**os.environ, child.PARENT: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -6,14 +6,13 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
-from tests.faults.child import PARENT
+from tests.faults import child
 from tests.faults.grid_processes import ROOT, GridProcesses
 from tests.faults.history import Record, load
 from tests.faults.load_client import STOP_WITHIN_S, ClientStatus, Ledger, LoadConfig
@@ -76,9 +75,9 @@ class LoadProcesses:
             with (self._directory / f"client-{config.process}.stderr").open("ab") as log:
                 self._processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "tests.faults.child", "tests.faults.load_client", str(path)],
+                        child.command("tests.faults.load_client", str(path)),
                         cwd=ROOT,
-                        env={**os.environ, PARENT: str(os.getpid())},
+                        env={**os.environ, child.PARENT: str(os.getpid())},
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,

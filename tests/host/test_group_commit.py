@@ -7,7 +7,7 @@ from host_harness import raw_client, run, serving
 
 from actorgrid import ambient
 from actorgrid.errors import StorageError
-from actorgrid.host.commit import HERE_WRITERS_MAX, GroupCommit
+from actorgrid.host.commit import HERE_WRITERS_MAX, PATIENCE_S, GroupCommit
 from actorgrid.storage.database import QUICK_NS, RocksDatabase
 from actorgrid.storage.store import QUICK_SYNC_BYTES, Store, StoreIdentity
 
@@ -71,6 +71,43 @@ def test_a_little_on_a_quick_disk_is_synced_on_the_spot_after_the_others_were_se
         commit.mark(Writer(told))
         await asyncio.sleep(0.02)
         assert commit.syncs_total == 2
+
+    asyncio.run(main())
+
+
+def test_what_nobody_waits_for_goes_with_the_next_batch_or_after_a_while_by_itself():
+    async def main():
+        told = []
+        commit = GroupCommit(asyncio.get_running_loop(), Disk(told), lambda error: None, lambda batch: None)
+        patient, urgent = Writer(told), Writer(told)
+        assert commit.open_batch(patient, may_wait=True) is commit.open_batch(patient, may_wait=True)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert told == []
+        commit.mark(urgent)
+        await asyncio.sleep(0.001)
+        assert told == ["write", "sync here", "synced", "synced"]
+        commit.open_batch(patient, may_wait=True)
+        await asyncio.sleep(4 * PATIENCE_S)
+        assert told[4:] == ["write", "sync here", "synced"]
+
+    asyncio.run(main())
+
+
+def test_the_end_of_a_sync_does_not_begin_one_that_nobody_waits_for():
+    async def main():
+        told, done = [], []
+        disk = Disk(told, quick=False)
+        disk.sync = done.append
+        commit = GroupCommit(asyncio.get_running_loop(), disk, lambda error: None, lambda batch: None)
+        commit.mark(Writer(told))
+        await asyncio.sleep(0.001)
+        commit.open_batch(Writer(told), may_wait=True)
+        done.pop()(None)
+        await asyncio.sleep(0.001)
+        assert (told, done, commit.syncs_total) == (["write", "synced"], [], 1)
+        await asyncio.sleep(4 * PATIENCE_S)
+        assert (told, len(done)) == (["write", "synced", "write"], 1)
 
     asyncio.run(main())
 

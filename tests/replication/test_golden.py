@@ -44,6 +44,7 @@ EVENTS: dict[str, Callable[..., ev.Event]] = {
     r"propose (\d+)": lambda count: ev.EntriesProposed(int(count)),
     r"no news for a while": ev.CommitIdle,
     r"swap to (\S+)": lambda target: ev.SwapProposed(member(target)),
+    r"swap expected to (\S+)": lambda target: ev.SwapExpected(member(target)),
     r"log sent to (\S+) up to (\d+)": lambda to, lsn: ev.LogSent(member(to), int(lsn)),
     r"copy to (\S+) (?:failed|ended at (\d+))": lambda to, lsn: ev.CopyEnded(member(to), int(lsn or 0)),
     r"storage failed (\w+)": ev.StorageFailed,
@@ -125,6 +126,7 @@ SHOWN: dict[type, Callable[[Any], str]] = {
     ev.SendAppend: lambda e: (
         f"{e.to}: after {e.prev_lsn}@{e.prev_epoch} "
         f"{span(e.prev_lsn + 1, e.last_lsn) if e.last_lsn > e.prev_lsn else 'nothing'} committed {e.committed_lsn}"
+        f"{' may wait' if e.may_wait else ''}"
     ),
     ev.SendFromLog: lambda e: f"{e.to}: after {e.prev_lsn}@{e.prev_epoch} committed {e.committed_lsn}",
     ev.StartCopy: lambda e: f"{e.to}",
