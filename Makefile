@@ -1,5 +1,11 @@
 # Few targets; `make` alone lists them. Everything runs in .venv, made here from the package registry.
-PYTHON ?= python3
+# Of the machine's interpreters of the version of python3 the fastest, unless PYTHON names one: bench/interpreter.py.
+ifeq ($(origin PYTHON),undefined)
+PYTHON := python3
+CHOSEN = "$$($(PYTHON) bench/interpreter.py)"
+else
+CHOSEN = $(PYTHON)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -18,7 +24,7 @@ setup: $(STAMP)  ## make .venv with everything (also done by the others)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "actorgrid needs Python 3.11 or newer; try: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(CHOSEN) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(STAMP)
@@ -73,8 +79,8 @@ faults: $(STAMP) ## 100 faults with real processes under load: kills, stops, cut
 	$(BIN)/python -m tests.faults.failover_gap
 	$(BIN)/python -m tests.faults.stale_reads
 
-drill: $(STAMP) ## hosts join, are drained, restarted and killed under load; drill.png shows calls/s and latency (three minutes)
-	$(BIN)/python -m tests.faults.drill --plot drill.png
+drill: $(COMPILED) ## hosts join, are drained, restarted and killed under load, compiled; drill.png shows calls/s and latency (three minutes)
+	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/python -P -m tests.faults.drill --plot drill.png
 
 image:           ## the container image actorgrid:latest, for nodes, Ray's head, Jobs and tests (docs/kubernetes.md)
 	docker build --tag actorgrid:latest .

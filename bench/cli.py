@@ -196,7 +196,8 @@ def _merged(found: Results, path: Path) -> Results:
 def show(found: Results, console: Console) -> None:
     """Print tables of a result."""
     machine = found.machine
-    title = f"{machine.cpu}, {machine.cores} cores, Python {machine.python}, {machine.build} build, commit {found.commit}"
+    python = f"Python {machine.python} ({machine.interpreter_ms:.0f} ms)"
+    title = f"{machine.cpu}, {machine.cores} cores, {python}, {machine.build} build, commit {found.commit}"
     if any(row.runs for row in found.rows):
         console.print(tables.calls_table(found.rows, title=title, narrow=console.width < WIDTH_OF_ALL))
     ratios = tables.ratios_table(found.rows)

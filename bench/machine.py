@@ -7,10 +7,12 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import actorgrid
+from bench import interpreter
 from bench.results import Machine
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -124,6 +126,7 @@ def describe() -> Machine:
         memory_gib=round(int(memory.group(1)) / (1 << 20), 1) if memory else 0.0,
         kernel=platform.release(),
         python=platform.python_version(),
+        interpreter_ms=1e3 * interpreter.fastest([sys.executable]).get(sys.executable, 0.0),
         build="compiled" if actorgrid.__compiled__ else "pure",
         load_1m_before=load_1m(),
     )

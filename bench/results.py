@@ -27,6 +27,8 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
 
     :ivar build: of actorgrid: "pure" or "compiled"
     :ivar load_1m_before: load average before the first row: what others did
+    :ivar interpreter_ms: what this interpreter takes for the work of `bench.interpreter`, which depends on how it was built, and on the
+        machine; 0: not measured
     """
 
     cpu: str
@@ -36,6 +38,7 @@ class Machine(msgspec.Struct, kw_only=True, frozen=True):
     python: str
     build: str
     load_1m_before: float = 0.0
+    interpreter_ms: float = 0.0
 
     @property
     def slug(self) -> str:

@@ -221,13 +221,13 @@ class GroupCommit:
         if self._is_busy or self._stopped or not self._is_wanted:
             return
         now_ns = ambient.monotonic_ns()
+        self._is_urgent = False  # what comes while this batch is written waits for the next
         try:
             self._write_open(now_ns, with_proposals=True)
         except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
             self._fail_because(error)
             return
         self._is_busy = True
-        self._is_urgent = False
         self._sync_began_ns = now_ns
         self._syncing, self._written = list(self._written), {}
         self._paced_until_ns = now_ns + PACE_NS if len(self._syncing) >= PACED_FROM_WRITERS else 0

@@ -112,6 +112,24 @@ def test_the_end_of_a_sync_does_not_begin_one_that_nobody_waits_for():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("moment", ["write", "written", "begin_sync", "synced"])
+@pytest.mark.parametrize("quick", [True, False])
+def test_what_comes_while_a_batch_is_written_is_not_forgotten(moment, quick):
+    async def main():
+        told = []
+        disk = Disk(told, quick=quick)
+        disk.sync = lambda done: asyncio.get_running_loop().call_soon(done, None)
+        commit = GroupCommit(asyncio.get_running_loop(), disk, lambda error: None, lambda batch: None)
+        first, second = Writer(told), Writer(told)
+        setattr(first, moment, lambda *args: commit.mark(second) if commit.syncs_total < 2 and told.count("write") < 2 else None)
+        commit.mark(first)
+        await asyncio.sleep(0.02)
+        assert told.count("write") == 2, told
+        assert commit.syncs_total == 2
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("writers", "quick"), [(HERE_WRITERS_MAX + 1, True), (1, False)])
 def test_many_replicas_and_a_slow_disk_leave_the_loop_free(writers, quick):
     async def main():
