@@ -19,7 +19,8 @@ from actorgrid import grid
 assert sorted(actorgrid.__all__) == ["__compiled__", "__version__", "grid"], actorgrid.__all__
 missing = [name for name in grid.__all__ if not hasattr(grid, name)]
 assert not missing, missing
-loaded = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"__main__", "actorgrid", "msgspec", "xxhash"}
+ours = {"__main__", "actorgrid", "msgspec", "xxhash", "sitecustomize"}  # the last one is the distribution's
+loaded = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - ours
 print(sorted(name for name in loaded if not name.startswith("_")))
 """
 
