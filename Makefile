@@ -2,7 +2,7 @@
 # Of the machine's interpreters of the version of python3 the fastest, unless PYTHON names one: bench/interpreter.py.
 ifeq ($(origin PYTHON),undefined)
 PYTHON := python3
-CHOSEN = "$$($(PYTHON) bench/interpreter.py)"
+CHOSEN = "$$($(PYTHON) bench/interpreter.py || command -v $(PYTHON))"
 else
 CHOSEN = $(PYTHON)
 endif
@@ -24,7 +24,7 @@ setup: $(STAMP)  ## make .venv with everything (also done by the others)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "actorgrid needs Python 3.11 or newer; try: make PYTHON=python3.12"; exit 1; }
-	$(CHOSEN) -m venv $(VENV)
+	$(CHOSEN) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(STAMP)

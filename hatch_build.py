@@ -64,16 +64,17 @@ _SETUP = """
 from mypyc.build import mypycify
 from setuptools import setup
 
-setup(
-    name="actorgrid-hot",
-    packages=[],
-    ext_modules=mypycify(
-        ["--strict", "--no-warn-unused-ignores", "--ignore-missing-imports", *{modules!r}],
-        opt_level="3",
-        debug_level="0",
-        group_name="actorgrid",
-    ),
+modules = mypycify(
+    ["--strict", "--no-warn-unused-ignores", "--ignore-missing-imports", *{modules!r}],
+    opt_level="3",
+    debug_level="0",
+    group_name="actorgrid",
 )
+for module in modules:
+    # They are one library: without the option every call between them goes by way of a table, and none is inlined. (CFLAGS would take the
+    # place of the interpreter's own flags, -DNDEBUG among them.)
+    module.extra_compile_args.append("-fno-semantic-interposition")
+setup(name="actorgrid-hot", packages=[], ext_modules=modules)
 """
 
 
@@ -115,8 +116,6 @@ class CompileHook(BuildHookInterface[Any]):
         done = subprocess.run(
             [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
             cwd=self._directory,
-            # The modules are one library: without the option every call between them goes by way of a table, and none is inlined.
-            env={**os.environ, "CFLAGS": f"{os.environ.get('CFLAGS', '')} -fno-semantic-interposition"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

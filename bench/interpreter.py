@@ -7,6 +7,7 @@ environment and compile extensions the fastest is named; the caller's own one, u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -44,23 +45,30 @@ print(json.dumps([sys.version_info[:3], os.path.realpath(sys.executable), sys.im
 def _output(python: str, program: str) -> str:
     """What a program prints; empty if it cannot run."""
     try:
-        done = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            [python, "-I", "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, errors="replace"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    lines = done.stdout.strip().splitlines()  # what wrappers say comes before
+    return lines[-1] if lines and done.returncode == 0 else ""
 
 
 def candidates() -> dict[str, str]:
-    """Version by path of each interpreter of the caller's version that can do what is needed."""
+    """Version by path of each interpreter of the caller's version that can do what is needed; one path each."""
     found: dict[str, str] = {}
+    known = set()
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for place in dict.fromkeys([*os.environ.get("PATH", "").split(os.pathsep), *USUAL_PLACES]):
         path = Path(place) / name
-        answer = _output(str(path), _ASK) if path.is_file() else ""
-        if answer:
+        answer = _output(str(path), _ASK) if os.path.isfile(path) else ""  # that of Path raises where it may not look
+        try:
             version, real_path, is_cpython, has_header = json.loads(answer)
-            if is_cpython and has_header and tuple(version[:2]) == sys.version_info[:2]:
-                found[real_path] = ".".join(map(str, version))
+        except ValueError:
+            continue
+        if is_cpython and has_header and tuple(version[:2]) == sys.version_info[:2] and real_path not in known:
+            known.add(real_path)
+            found[str(path)] = ".".join(map(str, version))
     return found
 
 
@@ -69,9 +77,8 @@ def fastest(pythons: list[str]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {python: [] for python in pythons}
     for _ in range(ROUNDS):
         for python, taken in seconds.items():
-            answer = _output(python, _MEASURE)
-            if answer:
-                taken.append(float(answer))
+            with contextlib.suppress(ValueError):
+                taken.append(float(_output(python, _MEASURE)))
     return {python: min(taken) for python, taken in seconds.items() if taken}
 
 
@@ -80,7 +87,7 @@ def main() -> None:
     chosen = sys.executable
     if sys.prefix == sys.base_prefix:  # else somebody has chosen an environment
         versions = candidates()
-        others = [python for python in versions if python != own]
+        others = [python for python in versions if os.path.realpath(python) != own]
         seconds = fastest([own, *others]) if others else {}
         best = min(seconds, key=lambda python: seconds[python], default=own)
         if own in seconds and seconds[best] < CLEARLY_FASTER * seconds[own]:

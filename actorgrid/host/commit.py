@@ -68,6 +68,15 @@ class Writer(Protocol):
 def _nothing() -> None: ...
 
 
+def _count_urgent(writers: dict[Writer, bool]) -> int:
+    """How many of them somebody waits for: what only rides along decides neither where a batch is synced nor when the next one begins."""
+    count = 0
+    for is_urgent in writers.values():
+        if is_urgent:
+            count += 1
+    return count
+
+
 class GroupCommit:
     """Collects what replicas write, and makes it durable."""
 
@@ -79,8 +88,8 @@ class GroupCommit:
         self._failed = failed
         self._put_marks = put_marks
         self._open: Batch | None = None
-        self._dirty: dict[Writer, None] = {}
-        self._written: dict[Writer, None] = {}
+        self._dirty: dict[Writer, bool] = {}  # and whether somebody waits for it
+        self._written: dict[Writer, bool] = {}
         self._unapplied: dict[Writer, None] = {}
         self._syncing: list[Writer] = []
         self._syncing_callbacks: list[Callable[[], None]] = []
@@ -93,7 +102,7 @@ class GroupCommit:
         self._patience_timer: asyncio.TimerHandle | None = None
         self._is_urgent = False  # somebody waits for the next batch
         self._idle: dict[Writer, None] = {}
-        self._active: dict[Writer, None] = {}  # those that have written since `_on_idle` looked
+        self._active: dict[Writer, bool] = {}  # those that have written since `_on_idle` looked
         self._urgent: dict[Writer, None] = {}
         self._after_write: list[Callable[[], None]] = []
         self._stopped = False
@@ -110,7 +119,7 @@ class GroupCommit:
 
     def mark(self, writer: Writer) -> None:
         """`writer` has something for the next batch."""
-        self._dirty[writer] = None
+        self._dirty[writer] = True
         self._kick_soon()
 
     def open_batch(self, writer: Writer, *, may_wait: bool = False) -> Batch:
@@ -121,7 +130,7 @@ class GroupCommit:
         if self._is_writing:
             pass
         elif may_wait:
-            self._dirty[writer] = None
+            self._dirty.setdefault(writer, False)
             self._kick_later()
         else:
             self.mark(writer)
@@ -229,13 +238,14 @@ class GroupCommit:
             return
         self._is_busy = True
         self._sync_began_ns = now_ns
+        writers = _count_urgent(self._written)
         self._syncing, self._written = list(self._written), {}
-        self._paced_until_ns = now_ns + PACE_NS if len(self._syncing) >= PACED_FROM_WRITERS else 0
+        self._paced_until_ns = now_ns + PACE_NS if writers >= PACED_FROM_WRITERS else 0
         self._syncing_callbacks, self._callbacks = self._callbacks, []
         for writer in self._syncing:
             writer.begin_sync()
         self._syncing_position = self._store.position
-        if len(self._syncing) > HERE_WRITERS_MAX or not self._store.sync_is_quick:
+        if writers > HERE_WRITERS_MAX or not self._store.sync_is_quick:
             self._store.sync(self._report_sync)
             self._run_after_write()
             return
@@ -266,7 +276,7 @@ class GroupCommit:
                     writer.write(self._any_batch(), now_ns)
             finally:
                 self._is_writing = False
-        if with_proposals and len(dirty) <= HERE_WRITERS_MAX:
+        if with_proposals and _count_urgent(dirty) <= HERE_WRITERS_MAX:
             self._send()  # the others' disks work while this one does
         batch = self._any_batch()
         self._put_marks(batch)
@@ -275,7 +285,8 @@ class GroupCommit:
         self._store.write(batch)
         for writer in dirty:
             writer.written()
-        self._written.update(dirty)
+        for writer, is_urgent in dirty.items():
+            self._written[writer] = is_urgent or self._written.get(writer, False)
         self._active.update(dirty)
 
     def write_now(self) -> None:
@@ -383,6 +394,7 @@ class GroupCommit:
         """Wait until nothing is left to write, at most `timeout_s`."""
         deadline_s = self._loop.time() + timeout_s
         while (self._is_busy or self._is_wanted) and not self._stopped and self._loop.time() < deadline_s:
+            self._kick_soon()  # also what nobody waits for
             await asyncio.sleep(0.002)
         if not self._is_busy:
             self._apply(list(self._unapplied))

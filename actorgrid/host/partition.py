@@ -554,6 +554,7 @@ class HostedPartition:
             logger.info("not handed over, a turn takes long partition=%d to=%s", self.id, target)
             return False
         finally:
+            self.shell.step(ev.SwapExpected(None))
             self.is_handing_over = self._is_closed = False
 
     async def _come_to_rest(self, patience_s: float) -> bool:

@@ -299,6 +299,7 @@ class Peers:
 
     async def stop(self) -> None:
         """Close everything."""
+        self._end_patience()
         self._is_stopped = True
         for timer in (self._timer, self._patience_timer):
             if timer is not None:

@@ -242,6 +242,8 @@ class ReplicaShell:
         self._incoming = (message, heads)
         self.step(ev.AppendReceived(message, heads, host, incarnation))
         self._incoming = None
+        if not message.may_wait and self._written_no < self._write_no:
+            self._commit.mark(self)  # the answer may wait for a write that nobody waited for until now
 
     def repair(self) -> None:
         """Mend the configuration where it is broken, as primary (design.md, section 9).

@@ -46,9 +46,9 @@ class SwapProposed(Struct, gc=False):
 
 
 class SwapExpected(Struct, gc=False):
-    """`target` will be primary soon, so it should have everything at once."""
+    """`target` will be primary soon, so it should have everything at once; None: the primary stays for the time being."""
 
-    target: Member
+    target: Member | None
 
 
 class Synced(Struct, gc=False):

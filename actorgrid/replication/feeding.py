@@ -47,10 +47,10 @@ class Feeding(Promises):
         return configuration.write_quorum - (self.me in configuration.voters)
 
     def _await(self, progress: Progress) -> None:
-        """Expect commits of this one from now on, and not of the awaited one that is farthest behind."""
+        """Expect commits of this one from now on, and not of the awaited one that is farthest behind; `_expected` stays."""
         if progress.is_awaited or progress.member not in self.configuration.voters:
             return
-        awaited = [each for each in self.progress.values() if each.is_awaited]
+        awaited = [each for each in self.progress.values() if each.is_awaited and each.member != self._expected]
         if awaited and len(awaited) >= self._awaited_count():
             slowest = awaited[0]
             for each in awaited:
@@ -59,27 +59,40 @@ class Feeding(Promises):
             slowest.is_awaited = False
         progress.is_awaited = True
 
-    def _await_target(self, target: Member) -> None:
+    def _expect(self, target: Member | None) -> None:
+        """Await `target` whoever else is sooner, until the office is left or nobody is expected; and what it was sent already at once."""
+        self._expected = target
+        if target is None:
+            self._choose_awaited()
+            return
         progress = self.progress.get(target)
-        if progress is not None:
+        if progress is not None and not progress.is_awaited:
             self._await(progress)
+            if progress.match_lsn < self.log.last_lsn and progress.takes_appends:
+                self._send_empty(progress)
 
-    def _can_spare_others(self) -> bool:
-        """Whether a write quorum comes about without those that are not awaited."""
+    def _can_spare_others(self, prev_lsn: int) -> bool:
+        """Whether a write quorum of what follows `prev_lsn` comes about without those that are not awaited."""
         missing = self._awaited_count()
         for progress in self.progress.values():
-            if progress.is_awaited and progress.takes_appends:
+            if progress.is_awaited and not progress.is_missing and self._is_sent_new(progress, prev_lsn):
                 missing -= 1
         return missing <= 0
+
+    def _is_sent_new(self, progress: Progress, prev_lsn: int) -> bool:
+        """Whether it is sent what was just appended behind `prev_lsn`, as all who have what is before it (pipelining, §10.2.1)."""
+        if progress.next_lsn != prev_lsn + 1 or not progress.takes_appends:
+            return False
+        return self.log.last_lsn - progress.match_lsn <= WINDOW_ENTRIES
 
     # -- sending
 
     def _send_new(self, prev_lsn: int, prev_epoch: int, now_ns: int) -> None:
-        """Send what was just appended to all who have what is before it (pipelining, §10.2.1)."""
+        """Send what was just appended."""
         last_lsn, committed_lsn = self.log.last_lsn, self.committed_lsn
-        spares_others = self._can_spare_others()
+        spares_others = self._can_spare_others(prev_lsn)
         for progress in self.progress.values():
-            if progress.next_lsn == prev_lsn + 1 and progress.takes_appends and last_lsn - progress.match_lsn <= WINDOW_ENTRIES:
+            if self._is_sent_new(progress, prev_lsn):
                 may_wait = spares_others and not progress.is_awaited
                 self._effects.append(SendAppend(progress.member, self.epoch, prev_lsn, prev_epoch, last_lsn, committed_lsn, may_wait))
                 if progress.match_lsn == prev_lsn:

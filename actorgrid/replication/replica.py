@@ -141,7 +141,7 @@ class Replica(Following):
             case ConfigurationProposed(configuration):
                 self._propose_configuration(configuration, now_ns)
             case SwapExpected(target):
-                self._await_target(target)
+                self._expect(target)
             case SwapProposed(target):
                 self._propose_swap(target, now_ns)
             case CopyEnded(to, lsn):

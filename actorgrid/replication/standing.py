@@ -111,6 +111,7 @@ class Standing:
         self._configuration_pending = False
         self._swap_target: Member | None = None
         self._swap_until_ns = 0
+        self._expected: Member | None = None  # who is to follow in office
         self._up: dict[str, bool] = {}
         self._effects: list[Effect] = []
         self._story: deque[tuple[object, ...]] = deque(maxlen=STORY_LENGTH)  # (when, event, effects), or (when, name, numbers...)
@@ -180,7 +181,7 @@ class Standing:
         self._own_release = Release(self.me.host, self._liveness.incarnation, self.epoch)
         self.serving = False
         self._lease_until_ns = 0
-        self._swap_target = None
+        self._swap_target = self._expected = None
         self.progress.clear()
         self.primary = None
         self._heard_ns = now_ns

@@ -7,7 +7,7 @@ from host_harness import raw_client, run, serving
 
 from actorgrid import ambient
 from actorgrid.errors import StorageError
-from actorgrid.host.commit import HERE_WRITERS_MAX, PATIENCE_S, GroupCommit
+from actorgrid.host.commit import HERE_WRITERS_MAX, PACED_FROM_WRITERS, PATIENCE_S, GroupCommit
 from actorgrid.storage.database import QUICK_NS, RocksDatabase
 from actorgrid.storage.store import QUICK_SYNC_BYTES, Store, StoreIdentity
 
@@ -90,6 +90,19 @@ def test_what_nobody_waits_for_goes_with_the_next_batch_or_after_a_while_by_itse
         commit.open_batch(patient, may_wait=True)
         await asyncio.sleep(4 * PATIENCE_S)
         assert told[4:] == ["write", "sync here", "synced"]
+
+    asyncio.run(main())
+
+
+def test_what_rides_along_sends_nobody_to_the_thread_and_paces_nobody():
+    async def main():
+        told = []
+        commit = GroupCommit(asyncio.get_running_loop(), Disk(told), lambda error: None, lambda batch: None)
+        for _ in range(2 * PACED_FROM_WRITERS):
+            commit.open_batch(Writer(told), may_wait=True)
+        commit.mark(Writer(told))
+        await asyncio.sleep(0.001)
+        assert (told.count("sync here"), commit._paced_until_ns) == (1, 0)
 
     asyncio.run(main())
 

@@ -44,7 +44,7 @@ EVENTS: dict[str, Callable[..., ev.Event]] = {
     r"propose (\d+)": lambda count: ev.EntriesProposed(int(count)),
     r"no news for a while": ev.CommitIdle,
     r"swap to (\S+)": lambda target: ev.SwapProposed(member(target)),
-    r"swap expected to (\S+)": lambda target: ev.SwapExpected(member(target)),
+    r"swap expected to (\S+)": lambda target: ev.SwapExpected(member(target) if target != "nobody" else None),
     r"log sent to (\S+) up to (\d+)": lambda to, lsn: ev.LogSent(member(to), int(lsn)),
     r"copy to (\S+) (?:failed|ended at (\d+))": lambda to, lsn: ev.CopyEnded(member(to), int(lsn or 0)),
     r"storage failed (\w+)": ev.StorageFailed,
