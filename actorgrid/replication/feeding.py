@@ -42,6 +42,12 @@ class Feeding(Promises):
                 chosen.is_awaited = True
                 missing -= 1
 
+    def _choose_awaited_anew(self) -> None:
+        """Each partition's own again: one is back. Else a host that was away would have the shorter logs, and follow nobody in office."""
+        for progress in self.progress.values():
+            progress.is_awaited = progress.member == self._expected
+        self._choose_awaited()
+
     def _awaited_count(self) -> int:
         configuration = self.configuration
         return configuration.write_quorum - (self.me in configuration.voters)

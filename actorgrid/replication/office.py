@@ -150,6 +150,7 @@ class Office(Membership):
         if is_first:
             progress.pace = Pace.PIPELINE
             progress.next_lsn = progress.match_lsn + 1
+            self._choose_awaited_anew()
         elif progress.next_lsn <= progress.match_lsn:
             progress.next_lsn = progress.match_lsn + 1
         if progress.next_lsn <= self.log.last_lsn:
