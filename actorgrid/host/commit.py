@@ -33,7 +33,7 @@ PACE_NS: Final = 2_000_000
 #: A batch of no more replicas is synced on the spot if the disk is quick (decision 17): what a lone caller waits for is hand-overs, not
 #: the disk.
 HERE_WRITERS_MAX: Final = 4
-#: What nobody waits for joins what somebody does, or goes after so long by itself: to the disk here, to other hosts in `peers`.
+#: What nobody waits for joins what somebody does, or goes after so long by itself: to the disk, and to other hosts.
 PATIENCE_S: Final = 0.005
 #: Secondaries are told what is committed after one to two times so long without anything new to append, which would tell them too.
 IDLE_DELAY_S: Final = 0.05
@@ -283,9 +283,8 @@ class GroupCommit:
         self._store.advance(batch)
         self._open = None
         self._store.write(batch)
-        for writer in dirty:
-            writer.written()
         for writer, is_urgent in dirty.items():
+            writer.written()
             self._written[writer] = is_urgent or self._written.get(writer, False)
         self._active.update(dirty)
 

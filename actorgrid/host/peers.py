@@ -20,6 +20,7 @@ import msgspec
 from actorgrid import ambient
 from actorgrid.credentials import Credentials, check_host, client_context, identity_of
 from actorgrid.errors import AccessDeniedError, ActorGridError, ProtocolError
+from actorgrid.host.commit import PATIENCE_S
 from actorgrid.host.supervision import Supervisor
 from actorgrid.replication import frames
 from actorgrid.replication.frames import Beat, BeatAnswer, PeerFrame, PeerHello, PeerRefused, PeerWelcome, StoreMark
@@ -37,8 +38,6 @@ PEER_FRAME_BYTES_MAX: Final = 512 << 20
 FRAME_BYTES: Final = 4 << 20
 #: A smaller frame is copied behind its length sooner than both are written one after the other.
 JOINED_BYTES_MAX: Final = 64 << 10
-#: What nobody waits for goes with the next frame, or after so long by itself.
-PATIENCE_S: Final = 0.005
 BUFFER_HIGH_BYTES: Final = 8 << 20
 BUFFER_LOW_BYTES: Final = 1 << 20
 CONNECT_TIMEOUT_S: Final = 0.5
