@@ -12,6 +12,10 @@ from actorgrid.replication.standing import FOREVER_NS, Role
 
 #: Entries sent and not acknowledged: past it a secondary is fed from the log, chunk by chunk, and slows nobody down.
 WINDOW_ENTRIES: Final = 32_768
+#: An awaited secondary that owes an answer for longer is late: three times what the others may wait, and they have answered.
+LATE_NS: Final = 15_000_000
+#: Whoever lost its place for being late has it again after so long.
+DISPLACED_NS: Final = 1_000_000_000
 
 
 class Feeding(Promises):
@@ -34,7 +38,8 @@ class Feeding(Promises):
         configuration, places = self.configuration, len(self.configuration.voters)
         missing = self._awaited_count()
         for member, progress in self.progress.items():
-            progress.is_awaited = progress.is_awaited and member in configuration.voters and missing > 0
+            is_kept = member == self._expected or (progress.is_awaited and missing > 0)
+            progress.is_awaited = is_kept and member in configuration.voters
             missing -= progress.is_awaited
         for place in range(places):
             chosen = self.progress.get(configuration.voters[(self.partition + place) % places])
@@ -43,37 +48,38 @@ class Feeding(Promises):
                 missing -= 1
 
     def _choose_awaited_anew(self) -> None:
-        """Each partition's own again: one is back. Else a host that was away would have the shorter logs, and follow nobody in office."""
+        """Each partition's own again. Else a host that was away or late would have the shorter logs, and follow nobody in office."""
+        self._displaced_until_ns = FOREVER_NS
         for progress in self.progress.values():
-            progress.is_awaited = progress.member == self._expected
+            progress.is_awaited = False
         self._choose_awaited()
 
     def _awaited_count(self) -> int:
         configuration = self.configuration
         return configuration.write_quorum - (self.me in configuration.voters)
 
-    def _await(self, progress: Progress) -> None:
-        """Expect commits of this one from now on, and not of the awaited one that is farthest behind; `_expected` stays."""
-        if progress.is_awaited or progress.member not in self.configuration.voters:
+    def _displace_if_late(self, sooner: Progress, now_ns: int) -> None:
+        """Await for a second the one that made a commit, in the place of one that is late: to be first by a hair says nothing."""
+        if sooner.member not in self.configuration.voters:
             return
-        awaited = [each for each in self.progress.values() if each.is_awaited and each.member != self._expected]
-        if awaited and len(awaited) >= self._awaited_count():
-            slowest = awaited[0]
-            for each in awaited:
-                if each.match_lsn < slowest.match_lsn:
-                    slowest = each
+        slowest = None
+        for each in self.progress.values():
+            if each.is_awaited and each.member != self._expected and (slowest is None or each.match_lsn < slowest.match_lsn):
+                slowest = each
+        if slowest is not None and slowest.match_lsn < sooner.match_lsn and now_ns - slowest.moved_ns > LATE_NS:
             slowest.is_awaited = False
-        progress.is_awaited = True
+            sooner.is_awaited = True
+            self._displaced_until_ns = now_ns + DISPLACED_NS
 
     def _expect(self, target: Member | None) -> None:
-        """Await `target` whoever else is sooner, until the office is left or nobody is expected; and what it was sent already at once."""
+        """Await `target` as well, until the office is left or nobody is expected; and what it was sent already at once."""
         self._expected = target
         if target is None:
             self._choose_awaited()
             return
         progress = self.progress.get(target)
-        if progress is not None and not progress.is_awaited:
-            self._await(progress)
+        if progress is not None and not progress.is_awaited and target in self.configuration.voters:
+            progress.is_awaited = True
             if progress.match_lsn < self.log.last_lsn and progress.takes_appends:
                 self._send_empty(progress)
 
@@ -96,6 +102,8 @@ class Feeding(Promises):
     def _send_new(self, prev_lsn: int, prev_epoch: int, now_ns: int) -> None:
         """Send what was just appended."""
         last_lsn, committed_lsn = self.log.last_lsn, self.committed_lsn
+        if now_ns >= self._displaced_until_ns:
+            self._choose_awaited_anew()
         spares_others = self._can_spare_others(prev_lsn)
         for progress in self.progress.values():
             if self._is_sent_new(progress, prev_lsn):

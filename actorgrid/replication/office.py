@@ -141,7 +141,7 @@ class Office(Membership):
             if ack.lsn > committed_lsn:  # else it is the answer of one that was not waited for
                 self._advance_commit(now_ns)
                 if self.committed_lsn > committed_lsn and not progress.is_awaited:
-                    self._await(progress)  # it was sooner than one that was
+                    self._displace_if_late(progress, now_ns)
             if self._swap_target is not None:
                 self._hand_over_if_ready(now_ns)  # others may have committed it all before the target had it
             if self.role is not Role.PRIMARY:
