@@ -57,7 +57,7 @@ sim: $(STAMP)    ## the whole grid on virtual time: SEEDS=200 plans of faults, a
 sim-many: $(STAMP) ## plans without end, FIRST=... on, until one is broken or HOURS=1 are over
 	$(BIN)/python -m tests.simulation --seeds $(FIRST)- --hours $(HOURS) --json sim-many.json
 
-mutants: $(STAMP) ## switch on one bug after another, and see the simulation find each (five minutes)
+mutants: $(STAMP) ## switch on one bug after another, and see the simulation find each (ten minutes)
 	$(BIN)/python -m tests.simulation.hunt
 
 compiled: $(COMPILED) ## build/compiled: the package with its hot modules compiled; put it in front of PYTHONPATH (two minutes, needs a C compiler)

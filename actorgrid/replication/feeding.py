@@ -34,21 +34,23 @@ class Feeding(Promises):
     # -- who is waited for
 
     def _choose_awaited(self) -> None:
-        """Let as many be awaited as make a write quorum together with this replica: those that are, then each partition's own."""
-        configuration, places = self.configuration, len(self.configuration.voters)
-        missing = self._awaited_count()
+        """Let as many be awaited as make a write quorum together with this replica: those that are, then who campaigns first after it.
+
+        So the first to campaign has the longest log, and wins at once.
+        """
+        configuration, missing = self.configuration, self._awaited_count()
         for member, progress in self.progress.items():
             is_kept = member == self._expected or (progress.is_awaited and missing > 0)
             progress.is_awaited = is_kept and member in configuration.voters
             missing -= progress.is_awaited
-        for place in range(places):
-            chosen = self.progress.get(configuration.voters[(self.partition + place) % places])
+        for member in configuration.voters:
+            chosen = self.progress.get(member)
             if missing > 0 and chosen is not None and not chosen.is_awaited:
                 chosen.is_awaited = True
                 missing -= 1
 
     def _choose_awaited_anew(self) -> None:
-        """Each partition's own again. Else a host that was away or late would have the shorter logs, and follow nobody in office."""
+        """Those that campaign first again. Else a host that was away or late would have the shorter logs, and follow nobody in office."""
         self._displaced_until_ns = FOREVER_NS
         for progress in self.progress.values():
             progress.is_awaited = False

@@ -112,7 +112,7 @@ class Standing:
         self._swap_target: Member | None = None
         self._swap_until_ns = 0
         self._expected: Member | None = None  # who is to follow in office
-        self._displaced_until_ns = FOREVER_NS  # another than the partition's own is awaited until then
+        self._displaced_until_ns = FOREVER_NS  # another than who campaigns first is awaited until then
         self._up: dict[str, bool] = {}
         self._effects: list[Effect] = []
         self._story: deque[tuple[object, ...]] = deque(maxlen=STORY_LENGTH)  # (when, event, effects), or (when, name, numbers...)

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.hunt", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", default=list(MUTANTS), help="only these mutants")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
-    parser.add_argument("--seeds-max", type=int, default=300, help="give a mutant up after so many seeds")
+    parser.add_argument("--seeds-max", type=int, default=1000, help="give a mutant up after so many seeds")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="write the table here")
