@@ -115,6 +115,11 @@ def read_head(data: bytes) -> RecordHead:
     return head
 
 
+def head_of(data: bytes) -> RecordHead:
+    """What the head of a record says that `read_head` has checked before."""
+    return RecordHead(*_HEAD.unpack_from(data, CHECKSUM_BYTES))
+
+
 def decode_record(data: bytes, head: RecordHead) -> LogRecord:
     """The record in `data`.
 

@@ -9,6 +9,7 @@ The families are "state", everything that is not log, and "log". Errors are the 
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -28,7 +29,13 @@ QUICK_NS: Final = 500_000
 SYNCS_REMEMBERED: Final = 8
 #: Before anything was measured.
 UNMEASURED_NS: Final = 5_000_000
+#: Of RocksDB's own threads, which flush and compact. All hosts of a grid fill their buffers at about the same time, and where they share a
+#: machine these threads took both processors from those that answer. At 10 they still have a tenth where there is enough to do.
+BACKGROUND_NICENESS: Final = 10
+#: They begin with their first work, so they are looked for again after so many syncs.
+SYNCS_BETWEEN_LOOKS: Final = 128
 LOG_FAMILY: Final = "log"
+THREADS: Final = Path("/proc/self/task")
 
 
 class WriteBatch(Protocol):
@@ -120,6 +127,8 @@ class RocksDatabase:
         self._sync_thread = threading.Thread(target=self._sync_loop, name=f"sync {path.name}", daemon=True)
         self._sync_thread.start()
         self._sync_ns = UNMEASURED_NS
+        self._syncs_total = 0
+        self._known_threads: set[str] = set()
 
     # Bounds of scans are compared by the store and not given to RocksDB: rocksdict does not keep the memory of iterate bounds alive with
     # the iterator.
@@ -143,6 +152,21 @@ class RocksDatabase:
         began_ns = ambient.monotonic_ns()
         self.state_family.flush_wal(True)
         self._sync_ns += (ambient.monotonic_ns() - began_ns - self._sync_ns) // SYNCS_REMEMBERED
+        self._syncs_total += 1
+        if self._syncs_total % SYNCS_BETWEEN_LOOKS == 0:
+            self._calm_background()
+
+    def _calm_background(self) -> None:
+        """Let threads of RocksDB that are new run at `BACKGROUND_NICENESS`, where the system has a niceness for each thread (Linux)."""
+        if not THREADS.is_dir():
+            return
+        threads = set(os.listdir(THREADS))
+        known, self._known_threads = self._known_threads, threads
+        for thread in threads - known:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                is_rocksdb = (THREADS / thread / "comm").read_text().startswith("rocksdb:")
+                if is_rocksdb and os.getpriority(os.PRIO_PROCESS, int(thread)) < BACKGROUND_NICENESS:
+                    os.setpriority(os.PRIO_PROCESS, int(thread), BACKGROUND_NICENESS)
 
     @property
     def is_quick(self) -> bool:

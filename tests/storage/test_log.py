@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from pathlib import Path
 from typing import NamedTuple
@@ -109,11 +110,24 @@ def test_memory_holds_the_newest_records_and_no_more(tmp_path: Path) -> None:
             replica.append(batch, one_change(lsn, b"v" * KIB))
             replica.store.write(batch)
         held = replica.durable.log._tail
-        assert sum(len(data) for _, data in held.values()) <= LOG_TAIL_BYTES_MAX + 2 * KIB
+        assert sum(map(len, held.values())) <= LOG_TAIL_BYTES_MAX + 2 * KIB
         assert list(held) == list(range(2001 - len(held), 2001))
         assert len(held) > 200
     with replica_at(tmp_path / "store") as replica:
-        assert sum(len(data) for _, data in replica.durable.log._tail.values()) <= LOG_TAIL_BYTES_MAX
+        assert sum(map(len, replica.durable.log._tail.values())) <= LOG_TAIL_BYTES_MAX
+
+
+def test_memory_holds_nothing_that_the_garbage_collector_looks_at(tmp_path: Path) -> None:
+    with replica_at(tmp_path / "store") as replica:
+        gc.collect()
+        before = len(gc.get_objects())
+        for lsn in range(1, 501):
+            batch = replica.store.batch()
+            replica.append(batch, one_change(lsn, b"v" * 100))
+            replica.store.write(batch)
+        assert len(replica.durable.log._tail) == 500
+        gc.collect()
+        assert len(gc.get_objects()) < before + 50
 
 
 def test_old_records_are_kept_up_to_the_retention_and_never_dropped_behind_the_checkpoint(tmp_path: Path) -> None:
