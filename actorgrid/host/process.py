@@ -12,6 +12,8 @@ from typing import Final
 #: Net new objects that bring about a collection of the young ones; after how many of those the next one takes the middle generation too;
 #: after how many of *those* one takes everything. So one of the middle generation looks at some 30,000 objects: with 400,000, where many
 #: actors come or replicas are built, it took 20 ms, in which nobody is answered. One of everything comes after 120 million new objects.
+#: What counts is new objects less those that went, of whatever age: where as many go as come the young grow many before anybody looks at
+#: them, so what is kept for a while is kept in objects that the collector does not track (`ReplicaLog._tail`).
 COLLECT_AFTER: Final = (10_000, 1, 4_000)
 #: Log records that wait to be written; of what does not fit the number is logged.
 LOG_QUEUE_MAX: Final = 10_000
