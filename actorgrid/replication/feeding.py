@@ -29,7 +29,10 @@ class Feeding(Promises):
             for member in self.configuration.members
             if member != self.me
         }
-        self._choose_awaited()
+        if self._displaced_until_ns == FOREVER_NS:
+            self._choose_awaited_anew()
+        else:
+            self._choose_awaited()  # who is displaced stays so for its second
 
     # -- who is waited for
 
@@ -40,14 +43,16 @@ class Feeding(Promises):
         """
         configuration, missing = self.configuration, self._awaited_count()
         for member, progress in self.progress.items():
-            is_kept = member == self._expected or (progress.is_awaited and missing > 0)
-            progress.is_awaited = is_kept and member in configuration.voters
+            progress.is_awaited = progress.is_awaited and member != self._expected and member in configuration.voters and missing > 0
             missing -= progress.is_awaited
         for member in configuration.voters:
             chosen = self.progress.get(member)
             if missing > 0 and chosen is not None and not chosen.is_awaited:
                 chosen.is_awaited = True
                 missing -= 1
+        expected = self.progress.get(self._expected) if self._expected is not None else None
+        if expected is not None and expected.member in configuration.voters:
+            expected.is_awaited = True  # as well, in nobody's place
 
     def _choose_awaited_anew(self) -> None:
         """Those that campaign first again. Else a host that was away or late would have the shorter logs, and follow nobody in office."""
@@ -66,9 +71,12 @@ class Feeding(Promises):
             return
         slowest = None
         for each in self.progress.values():
-            if each.is_awaited and each.member != self._expected and (slowest is None or each.match_lsn < slowest.match_lsn):
+            if not each.is_awaited or each.member == self._expected or each.match_lsn >= sooner.match_lsn:
+                continue
+            is_late = each.match_lsn < each.owed_lsn and now_ns - each.owed_ns > LATE_NS
+            if is_late and (slowest is None or each.match_lsn < slowest.match_lsn):
                 slowest = each
-        if slowest is not None and slowest.match_lsn < sooner.match_lsn and now_ns - slowest.moved_ns > LATE_NS:
+        if slowest is not None:
             slowest.is_awaited = False
             sooner.is_awaited = True
             self._displaced_until_ns = now_ns + DISPLACED_NS
@@ -77,7 +85,7 @@ class Feeding(Promises):
         """Await `target` as well, until the office is left or nobody is expected; and what it was sent already at once."""
         self._expected = target
         if target is None:
-            self._choose_awaited()
+            self._choose_awaited_anew()
             return
         progress = self.progress.get(target)
         if progress is not None and not progress.is_awaited and target in self.configuration.voters:
@@ -113,6 +121,8 @@ class Feeding(Promises):
                 self._effects.append(SendAppend(progress.member, self.epoch, prev_lsn, prev_epoch, last_lsn, committed_lsn, may_wait))
                 if progress.match_lsn == prev_lsn:
                     progress.moved_ns = now_ns  # the oldest that is not acknowledged
+                if progress.match_lsn >= progress.owed_lsn:
+                    progress.owed_lsn, progress.owed_ns = last_lsn, now_ns
                 progress.next_lsn = last_lsn + 1
                 progress.told_lsn = committed_lsn
 

@@ -93,7 +93,8 @@ class Membership(Feeding):
         self._hand_over_if_ready(now_ns)
 
     def _abandon_swap(self, why: str) -> None:
-        self._swap_target = self._expected = None
+        self._swap_target = None
+        self._expect(None)
         self._effects.append(SwapAbandoned(why))
 
     def _hand_over_if_ready(self, now_ns: int) -> None:

@@ -42,6 +42,7 @@ class Office(Membership):
         prev_lsn, prev_epoch = self.log.last_lsn, self.log.last_epoch
         self.epoch_start_lsn = prev_lsn + 1
         self.progress = {}
+        self._displaced_until_ns = FOREVER_NS
         self._sync_progress(now_ns)
         write_no = self._new_write()
         self.log.append(prev_lsn + 1, self.epoch)
@@ -150,7 +151,8 @@ class Office(Membership):
         if is_first:
             progress.pace = Pace.PIPELINE
             progress.next_lsn = progress.match_lsn + 1
-            self._choose_awaited_anew()
+            if progress.member in self.configuration.voters:
+                self._choose_awaited_anew()
         elif progress.next_lsn <= progress.match_lsn:
             progress.next_lsn = progress.match_lsn + 1
         if progress.next_lsn <= self.log.last_lsn:

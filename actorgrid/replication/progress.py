@@ -40,6 +40,8 @@ class Progress:
         "moved_ns",
         "next_lsn",
         "number",
+        "owed_lsn",
+        "owed_ns",
         "pace",
         "told_lsn",
     )
@@ -59,6 +61,9 @@ class Progress:
         self.is_missing = False
         #: When something was sent or acknowledged for the last time.
         self.moved_ns = now_ns
+        #: The end of one append that was sent when all before was acknowledged, or the one before that was marked so; and when that was.
+        self.owed_lsn = 0
+        self.owed_ns = now_ns
 
     def probe_from(self, next_lsn: int) -> None:
         """Go back to one append at a time."""

@@ -30,7 +30,8 @@ SYNCS_REMEMBERED: Final = 8
 #: Before anything was measured.
 UNMEASURED_NS: Final = 5_000_000
 #: Of RocksDB's own threads, which flush and compact. All hosts of a grid fill their buffers at about the same time, and where they share a
-#: machine these threads took both processors from those that answer. At 10 they still have a tenth where there is enough to do.
+#: machine these threads took both processors from those that answer. So much nicer than those they still have about a tenth where there is
+#: enough to do.
 BACKGROUND_NICENESS: Final = 10
 #: They begin with their first work, so they are looked for again after so many syncs.
 SYNCS_BETWEEN_LOOKS: Final = 128
@@ -128,7 +129,7 @@ class RocksDatabase:
         self._sync_thread.start()
         self._sync_ns = UNMEASURED_NS
         self._syncs_total = 0
-        self._known_threads: set[str] = set()
+        self._background_niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + BACKGROUND_NICENESS, 19)
 
     # Bounds of scans are compared by the store and not given to RocksDB: rocksdict does not keep the memory of iterate bounds alive with
     # the iterator.
@@ -157,16 +158,12 @@ class RocksDatabase:
             self._calm_background()
 
     def _calm_background(self) -> None:
-        """Let threads of RocksDB that are new run at `BACKGROUND_NICENESS`, where the system has a niceness for each thread (Linux)."""
-        if not THREADS.is_dir():
-            return
-        threads = set(os.listdir(THREADS))
-        known, self._known_threads = self._known_threads, threads
-        for thread in threads - known:
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                is_rocksdb = (THREADS / thread / "comm").read_text().startswith("rocksdb:")
-                if is_rocksdb and os.getpriority(os.PRIO_PROCESS, int(thread)) < BACKGROUND_NICENESS:
-                    os.setpriority(os.PRIO_PROCESS, int(thread), BACKGROUND_NICENESS)
+        """Let RocksDB's threads give way to the others of this process, where the system has a niceness for each thread (Linux)."""
+        with contextlib.suppress(OSError):  # no such directory, or no descriptor left: then they are looked for again
+            for thread in os.listdir(THREADS):
+                with contextlib.suppress(OSError):  # it has ended meanwhile
+                    if (THREADS / thread / "comm").read_bytes().startswith(b"rocksdb:"):
+                        os.setpriority(os.PRIO_PROCESS, int(thread), self._background_niceness)
 
     @property
     def is_quick(self) -> bool:
