@@ -38,7 +38,8 @@ test: $(STAMP)   ## format, lint, types, layers and all tests (under 15 minutes 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 -m "not cluster and not slow and not long and not kubernetes"
-	$(BIN)/python -m pytest -m "(cluster or slow) and not kubernetes"
+	$(BIN)/python -m pytest -n 2 -m "slow and not cluster and not kubernetes"
+	$(BIN)/python -m pytest -m "cluster and not kubernetes"
 
 test-long: $(STAMP) ## tests of a minute and more: pods on a real Ray that leave, die and come back (two minutes)
 	$(BIN)/python -m pytest -m "long and not kubernetes"
