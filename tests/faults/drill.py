@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actorgrid.errors import ActorGridError
+from bench.machine import MachineWatch
 from tests.faults import checkers
 from tests.faults.campaign import clean_up_on_sigterm, environment, read_back
 from tests.faults.checkers import Verdict, percentile
@@ -47,7 +48,10 @@ CALL_MAX_NS = 35 * 10**9
 
 @dataclasses.dataclass
 class Step:
-    """One thing that operators did. Times are monotonic ns."""
+    """One thing that operators did. Times are monotonic ns.
+
+    :ivar busy: the part of all processors that was in use
+    """
 
     name: str
     began_ns: int = 0
@@ -57,6 +61,7 @@ class Step:
     calls_per_s: float = 0.0
     part_of_before: float = 0.0
     failed: int = 0
+    busy: float = 0.0
     estimated_s: float = 0.0
     gap_p50_ms: float = 0.0
     gap_p99_ms: float = 0.0
@@ -72,6 +77,7 @@ class Drilled:
     records: list[Record]
     verdicts: list[Verdict]
     steady_per_s: float
+    steady_busy: float
     gaps_ms: dict[str, list[float]]
 
 
@@ -312,12 +318,14 @@ async def drill(
         load = LoadProcesses(
             directory / "load", hosts, seed=seed, callers={"mixed": per_process}, probe=False, think_s=think_s, cold_actors=16 * partitions
         )
-        problem = ""
+        problem, steady_busy = "", 0.0
         async with load:
             watching = asyncio.create_task(operator.watch_moves())
             try:
                 await operator.balanced()
+                watch = MachineWatch()
                 await asyncio.sleep(6)
+                steady_busy = watch.stop().busy
                 ends_at = time.monotonic() + random_s
                 misfortune = Misfortune(operator, seed)
                 while time.monotonic() < ends_at:
@@ -334,8 +342,10 @@ async def drill(
                     steps.append(step)
                     load.check_alive()
                     operator.estimated_s = 0.0
+                    watch = MachineWatch()
                     await action()
                     step.ended_ns = time.monotonic_ns()
+                    step.busy = watch.stop().busy
                     step.estimated_s = operator.estimated_s
                     console.print(f"{name}: {(step.ended_ns - step.began_ns) / 1e9:.1f} s", highlight=False)
                     await asyncio.sleep(2)
@@ -362,7 +372,7 @@ async def drill(
         ]
     moves = sorted(operator.moves.values(), key=lambda move: move["began_ns"])
     steady, gaps = fill_in(steps, moves, records, partitions)
-    return Drilled(steps, moves, records, verdicts, steady, gaps)
+    return Drilled(steps, moves, records, verdicts, steady, steady_busy, gaps)
 
 
 class Slowest:
@@ -427,8 +437,11 @@ def _count(sorted_ns: Sequence[int], since_ns: int, until_ns: int) -> int:
 
 def show(drilled: Drilled, console: Console) -> None:
     """Tables of steps, gaps and verdicts."""
-    columns = ["step", "s", "estimate", "builds", "swaps", "calls/s", "of before", "not ok", "gap p50 ms", "p99 ms", "max ms"]
-    table = Table(*columns, title=f"under load, {drilled.steady_per_s:,.0f} calls/s before; {environment()}")
+    columns = ["step", "s", "estimate", "builds", "swaps", "calls/s", "of before", "CPUs", "not ok", "gap p50 ms", "p99 ms", "max ms"]
+    table = Table(
+        *columns,
+        title=f"under load, {drilled.steady_per_s:,.0f} calls/s and {drilled.steady_busy:.0%} of the processors before; {environment()}",
+    )
     for step in drilled.steps:
         table.add_row(
             step.name,
@@ -438,6 +451,7 @@ def show(drilled: Drilled, console: Console) -> None:
             str(step.swaps),
             f"{step.calls_per_s:,.0f}",
             f"{step.part_of_before:.2f}",
+            f"{step.busy:.0%}" if step.busy else "",
             str(step.failed),
             f"{step.gap_p50_ms:.1f}",
             f"{step.gap_p99_ms:.1f}",
