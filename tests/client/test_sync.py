@@ -101,14 +101,6 @@ def test_closing_from_another_thread_lets_nobody_wait_on(host):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("actorgrid client")]
 
 
-@pytest.fixture
-def interruptible():
-    """A process that was started in the background ignores SIGINT unless it says otherwise."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_cancels_the_call_and_leaves_the_client_usable(host):
     host.answer = lambda received: SILENCE if received.args[0] == 1 else 5

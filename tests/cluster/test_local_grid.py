@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -121,12 +120,11 @@ def test_an_app_that_does_not_load_is_reported_by_up_and_leaves_nothing(tmp_path
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(data) in " ".join(process.info["cmdline"] or [])]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_up_leaves_nothing_running(tmp_path, app_path):
     data = tmp_path / "data"
     command = [sys.executable, "-m", "actorgrid", "up", "--app", "bank_of_cluster_tests", "--port", "0", "--data", str(data)]
-    # A shell has what it starts in the background ignore SIGINT, these tests perhaps, and so would their children.
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, cwd=app_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    process = subprocess.Popen(command, cwd=app_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: grid_file.read_running(data) is not None)
     started = grid_file.read_running(data)
     assert started is not None
