@@ -134,3 +134,6 @@ class HostSettings(Checked):
         10.0, low=0.0, high=86_400, why="what a host waits on SIGTERM until no partition needs it; below what its supervisor gives it"
     )
     placement_quiet_s: float = setting(10.0, low=0.0, high=86_400, why="after a host came or went nothing is moved for balance's sake")
+    huge_pages_look_s: float = setting(
+        5.0, low=0.0, high=86_400, why="how often memory in use is moved into huge pages, where the system has them; 0: never"
+    )

@@ -37,6 +37,7 @@ from actorgrid.credentials import Credentials
 from actorgrid.errors import ActorError, ActorGridError, InvalidArgumentError, SettingsError, StorageError, to_wire
 from actorgrid.host.config import HostConfig
 from actorgrid.host.host import Host
+from actorgrid.host.huge_pages import HugePages
 from actorgrid.host.offload import run_offloaded
 from actorgrid.host.process import calm_garbage_collector, log_to
 from actorgrid.host.reports import REPLICAS_UNLIMITED
@@ -227,8 +228,10 @@ class HostActor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), START_AGAIN_S)
         while not self._stop.is_set():
-            host = Host(self._order.config(), offloader=RayOffloader(self._order.app_path), supervisor=RaySupervisor())
+            config = self._order.config()
+            host = Host(config, offloader=RayOffloader(self._order.app_path), supervisor=RaySupervisor())
             if await self._start(host):
+                HugePages(config.settings.huge_pages_look_s).start()
                 await self._serve(host, self._stop)
                 return
             with contextlib.suppress(TimeoutError):

@@ -19,6 +19,7 @@ import uvloop
 from actorgrid.errors import SettingsError, StorageError
 from actorgrid.host.config import HostConfig
 from actorgrid.host.host import Host
+from actorgrid.host.huge_pages import HugePages
 from actorgrid.host.process import calm_garbage_collector, log_to
 
 
@@ -39,6 +40,7 @@ async def _serve(config: HostConfig) -> int:
         print(f"cannot start: {error}", file=sys.stderr)  # noqa: T201
         return 1
     calm_garbage_collector()
+    HugePages(config.settings.huge_pages_look_s).start()
     print(f"serving {config.address}:{host.port}", flush=True)  # noqa: T201
     leave, stop = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
