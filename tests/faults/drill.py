@@ -319,6 +319,20 @@ async def drill(
             directory / "load", hosts, seed=seed, callers={"mixed": per_process}, probe=False, think_s=think_s, cold_actors=16 * partitions
         )
         problem, steady_busy = "", 0.0
+
+        async def take(name: str, action: Callable[[], Awaitable[str | None]]) -> None:
+            """One step; its name is what `action` says that it did, else `name`."""
+            load.check_alive()
+            operator.estimated_s = 0.0
+            step = Step(name, began_ns=time.monotonic_ns())
+            steps.append(step)
+            watch = MachineWatch()
+            step.name = await action() or name
+            step.ended_ns = time.monotonic_ns()
+            step.busy = watch.stop().busy
+            step.estimated_s = operator.estimated_s
+            console.print(f"{step.name}: {(step.ended_ns - step.began_ns) / 1e9:.1f} s", highlight=False)
+
         async with load:
             watching = asyncio.create_task(operator.watch_moves())
             try:
@@ -326,28 +340,13 @@ async def drill(
                 watch = MachineWatch()
                 await asyncio.sleep(6)
                 steady_busy = watch.stop().busy
-                ends_at = time.monotonic() + random_s
-                misfortune = Misfortune(operator, seed)
+                misfortune, ends_at = Misfortune(operator, seed), time.monotonic() + random_s
                 while time.monotonic() < ends_at:
-                    load.check_alive()
-                    step = Step("", began_ns=time.monotonic_ns())
-                    step.name = await misfortune.one()
-                    step.ended_ns = time.monotonic_ns()
-                    steps.append(step)
-                    console.print(f"{step.name}: {(step.ended_ns - step.began_ns) / 1e9:.1f} s", highlight=False)
+                    await take("something at random", misfortune.one)
                 if random_s:
                     await misfortune.end()
                 for name, action in [] if random_s else steps_of(operator, short=short):
-                    step = Step(name, began_ns=time.monotonic_ns())
-                    steps.append(step)
-                    load.check_alive()
-                    operator.estimated_s = 0.0
-                    watch = MachineWatch()
-                    await action()
-                    step.ended_ns = time.monotonic_ns()
-                    step.busy = watch.stop().busy
-                    step.estimated_s = operator.estimated_s
-                    console.print(f"{name}: {(step.ended_ns - step.began_ns) / 1e9:.1f} s", highlight=False)
+                    await take(name, action)
                     await asyncio.sleep(2)
             except (TimeoutError, ActorGridError, RuntimeError, AssertionError) as error:
                 problem = f"{steps[-1].name if steps else 'before'}: {type(error).__name__}: {error}"
