@@ -100,10 +100,10 @@ class GroupCommit:
         self._apply_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
-        self._is_urgent = False  # somebody waits for the next batch
+        self._is_next_awaited = False
         self._idle: dict[Writer, None] = {}
         self._active: dict[Writer, bool] = {}  # those that have written since `_on_idle` looked
-        self._urgent: dict[Writer, None] = {}
+        self._awaited_in_state: dict[Writer, None] = {}
         self._after_write: list[Callable[[], None]] = []
         self._stopped = False
         self._sync_began_ns = 0
@@ -160,7 +160,7 @@ class GroupCommit:
 
     def apply_soon(self, writer: Writer) -> None:
         """Somebody waits for what `writer` has committed to be in the state."""
-        self._urgent[writer] = None
+        self._awaited_in_state[writer] = None
         self._look_for_idle_later()
 
     def _apply_later(self) -> None:
@@ -177,7 +177,7 @@ class GroupCommit:
             return
         active, self._active = self._active, {}
         idle, self._idle = self._idle, {}
-        urgent, self._urgent = self._urgent, {}
+        awaited, self._awaited_in_state = self._awaited_in_state, {}
         try:
             for writer in idle:
                 if writer in active:
@@ -189,8 +189,8 @@ class GroupCommit:
             return
         if self._idle:
             self._look_for_idle_later()
-        if urgent:
-            self._apply(list(urgent))
+        if awaited:
+            self._apply(list(awaited))
 
     def stuck_ns(self, now_ns: int) -> int:
         """For how long the disk owes an answer; 0 if it does not."""
@@ -215,7 +215,7 @@ class GroupCommit:
 
     def _kick_soon(self) -> None:
         """Begin the next batch, unless one is being synced: then its end does it."""
-        self._is_urgent = True
+        self._is_next_awaited = True
         if self._is_busy or self._kick_scheduled:
             return
         self._kick_scheduled = True
@@ -230,7 +230,7 @@ class GroupCommit:
         if self._is_busy or self._stopped or not self._is_wanted:
             return
         now_ns = ambient.monotonic_ns()
-        self._is_urgent = False  # what comes while this batch is written waits for the next
+        self._is_next_awaited = False  # what comes while this batch is written waits for the next
         try:
             self._write_open(now_ns, with_proposals=True)
         except Exception as error:  # noqa: BLE001 - a bug of ours must end the duty too, not leave callers waiting for ever
@@ -317,7 +317,7 @@ class GroupCommit:
         synced, self._syncing = self._syncing, []
         callbacks, self._syncing_callbacks = self._syncing_callbacks, []
         # The next batch starts before the answers of this one are sent: the disk works while the answers are encoded.
-        if self._is_urgent:
+        if self._is_next_awaited:
             self._kick_soon()
         try:
             for writer in synced:
