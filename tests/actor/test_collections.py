@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actorgrid.actor import collections as module
+from actorgrid.actor import entries
 from actorgrid.actor.collections import HANDED_OUT_MAX, List, ListShape, Map, MapShape
 from actorgrid.actor.view import MemorySource, StateView
 
@@ -426,7 +426,7 @@ def test_a_large_read_turn_that_changes_values_in_place_is_stopped():
 
 
 def test_a_replaced_value_is_not_written_over_the_new_one_in_a_sweep(monkeypatch):
-    monkeypatch.setattr(module, "HANDED_OUT_MAX", 2)
+    monkeypatch.setattr(entries, "HANDED_OUT_MAX", 2)
     host = map_of(int, list[int], {n: [n] for n in range(8)})
     old, other = host.it[0], host.it[1]
     old.append(99)
@@ -441,15 +441,15 @@ def test_a_value_of_a_class_whose_inside_is_unknown_counts_as_held():
     class Strange(list):  # type: ignore[type-arg]
         pass
 
-    assert not module._held_elsewhere([[1, {"a": [tuple([1, 2])]}], b""])  # a literal tuple is held by the code  # noqa: C409
-    assert module._held_elsewhere([[object()], b""])
-    assert not module._held_elsewhere([Strange([1]), b""])
+    assert not entries._held_elsewhere([[1, {"a": [tuple([1, 2])]}], b""])  # a literal tuple is held by the code  # noqa: C409
+    assert entries._held_elsewhere([[object()], b""])
+    assert not entries._held_elsewhere([Strange([1]), b""])
     part: list[int] = []
-    assert module._held_elsewhere([{"a": (part,)}, b""])
+    assert entries._held_elsewhere([{"a": (part,)}, b""])
     shared: list[Any] = [[]]
     shared.append(shared[0])
-    assert module._held_elsewhere([shared, b""])
-    assert not module._held_elsewhere([(lambda inner: [inner, inner])([]), b""])
+    assert entries._held_elsewhere([shared, b""])
+    assert not entries._held_elsewhere([(lambda inner: [inner, inner])([]), b""])
 
 
 # List
@@ -591,7 +591,7 @@ class TurnMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(module, "HANDED_OUT_MAX", 2)
+        self.patch.setattr(entries, "HANDED_OUT_MAX", 2)
         self.host = Host(self.shape)
         self.model = self.empty()
         self.before = self.copied()
