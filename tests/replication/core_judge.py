@@ -201,7 +201,7 @@ class Judge:
         record = self._record(replica)
         view = host.disk.view[replica.partition, replica.me.incarnation]
         self.require(before.committed_lsn < lsn <= view.last_lsn, "I3", f"{replica.me} commits {lsn}, it has {view.last_lsn}")
-        is_primary, epoch = before.role is Role.PRIMARY, before.epoch if self._is_in_office else replica.epoch
+        is_primary, epoch = self._is_in_office, before.epoch  # who leaves office and follows another in one step is told of commits
         if is_primary:
             self._has_quorum(replica, epoch, view, lsn)
         for each in range(before.committed_lsn + 1, lsn + 1):

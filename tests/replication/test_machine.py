@@ -3,7 +3,7 @@
 Both have two phases. In the first everything may go wrong and nothing may be wrong: `core_judge` looks at every step. In the second
 nothing goes wrong any more, and the partition must serve again in bounded time, with everything that was lost replaced.
 
-A longer run: ``ACTORGRID_TEST_WALKS=2000 pytest tests/replication/test_machine.py --seed=1``.
+A longer run: ``ACTORGRID_TEST_WALKS=2000 pytest tests/replication/test_machine.py --seed=1 --timeout=3600``.
 """
 
 from __future__ import annotations

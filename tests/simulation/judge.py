@@ -343,8 +343,7 @@ class Judge:
 
     def _sees_commit(self, shell: ReplicaShell, before: Before, lsn: int) -> None:
         record, core = self.record(shell.partition), shell.core
-        is_primary = before.role is Role.PRIMARY
-        epoch = before.epoch if self._is_in_office else core.epoch
+        is_primary, epoch = self._is_in_office, before.epoch  # who leaves office and follows another in one step is told of commits
         self.require(before.committed_lsn < lsn <= core.last_lsn, "I3", f"{shell.me} commits {lsn}, it has {core.last_lsn}")
         for item in shell.durable.log.items(before.committed_lsn + 1):
             head = item.head
