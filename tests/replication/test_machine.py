@@ -324,6 +324,13 @@ def test_random_walks_end_well(kind: str, request: pytest.FixtureRequest) -> Non
     assert not short, f"too little happened in {count} walks: {short}"
 
 
+@pytest.mark.parametrize(("kind", "seed"), [("three, impatient", 2_715_000_786)])  # leaves office and is told of a commit in one step
+def test_walks_that_once_ended_badly_end_well(kind: str, seed: int) -> None:
+    walk = Walk(seed, KINDS[kind])
+    walk.stray()
+    walk.settle()
+
+
 def test_a_walk_is_a_function_of_its_seed() -> None:
     tails = []
     for _ in range(2):
