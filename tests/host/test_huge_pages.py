@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import mmap
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -73,14 +74,25 @@ def test_memory_that_is_hardly_used_is_left_alone():
     assert len(set(full_pieces()) - before) <= 1  # the test's own small objects
 
 
-def test_a_thread_looks_again_and_again_and_ends_when_told():
+def test_a_thread_looks_again_and_again_and_ends_when_told(monkeypatch: pytest.MonkeyPatch):
     need_huge_pages()
+    looked_twice = threading.Event()
+    looks = []
+
+    def look() -> tuple[int, int]:
+        looks.append(threading.current_thread())
+        if len(looks) == 2:
+            looked_twice.set()
+        return 1, 0
+
     pages = HugePages(0.01)
+    monkeypatch.setattr(pages, "look", look)
     pages.start()
-    memory = full_mapping(2)
+    assert looked_twice.wait(10)
+    assert pages._thread.is_alive()
+    assert set(looks) == {pages._thread}
     pages.stop()
     assert not pages._thread.is_alive()
-    assert len(memory) == 3 * PIECE_BYTES
 
 
 @pytest.mark.parametrize(
