@@ -52,10 +52,12 @@ HOT = (
     "actorgrid/replication/replica.py",
     "actorgrid/replication/sessions.py",
     "actorgrid/replication/standing.py",
+    "actorgrid/storage/database.py",
     "actorgrid/storage/keys.py",
     "actorgrid/storage/log.py",
     "actorgrid/storage/replica_store.py",
     "actorgrid/storage/size.py",
+    "actorgrid/storage/wal.py",
     "actorgrid/wire/framing.py",
 )
 PACKAGES = ("actorgrid", "placement")

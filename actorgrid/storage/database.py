@@ -1,7 +1,8 @@
 """What the store needs of a database: two ordered families of keys, batches that are written as one, cursors, syncs.
 
-`Database` says it, `RocksDatabase` is RocksDB, and nothing else imports rocksdict. The simulation has another one. The protocols are cut
-so that rocksdict's own batches and iterators fulfil them as they are, and a read costs no call more than without this file.
+`Database` says it, `RocksDatabase` is RocksDB with the log of `actorgrid.storage.wal`, and nothing else imports rocksdict. The simulation
+has another one. The protocols are cut so that rocksdict's own iterators fulfil them as they are, and a read costs no call more than
+without this file.
 
 The families are "state", everything that is not log, and "log". Errors are the database's own; the store tells them apart by their words.
 """
@@ -9,6 +10,7 @@ The families are "state", everything that is not log, and "log". Errors are the 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import threading
@@ -16,11 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import msgspec
 from rocksdict import BlockBasedOptions, Cache, DBRecoveryMode, Options, Rdict, ReadOptions, WriteOptions
 from rocksdict import WriteBatch as RocksBatch
 
 from actorgrid import ambient
+from actorgrid.errors import CorruptLogError
+from actorgrid.storage import keys
 from actorgrid.storage.files import refuse_what_hangs
+from actorgrid.storage.wal import WriteAheadLog
+
+logger = logging.getLogger(__name__)
 
 MIB: Final = 1 << 20
 #: Two changes of thread, the wait for the interpreter lock and two wake-ups of a sleeping loop take about as long.
@@ -35,7 +43,14 @@ UNMEASURED_NS: Final = 5_000_000
 BACKGROUND_NICENESS: Final = 10
 #: They begin with their first work, so they are looked for again after so many syncs.
 SYNCS_BETWEEN_LOOKS: Final = 128
+#: To learn what is in tables by now: after so many batches.
+WRITES_BETWEEN_LOOKS: Final = 64
+#: What a batch may leave for the next sync; more is synced at once, since it is in memory until then.
+UNSYNCED_BYTES_MAX: Final = 8 * MIB
+CLOSE_WITHIN_S: Final = 30
 LOG_FAMILY: Final = "log"
+#: The write-ahead log, in the directory of the database.
+WAL_DIRECTORY: Final = "wal"
 THREADS: Final = Path("/proc/self/task")
 
 
@@ -88,6 +103,9 @@ class Database(Protocol):
     def sync_now(self) -> None:
         """Make everything written so far durable, and wait for it."""
 
+    def write_tables(self) -> None:
+        """Bring everything written so far into tables: whoever knows nothing of the write-ahead log finds it too. Takes long."""
+
     def sync_soon(self, work: Callable[[], None]) -> None:
         """Let `work`, which calls `sync_now`, run where the loop does not wait for it: one after the other, in the order of the calls."""
 
@@ -106,11 +124,84 @@ class OpenDatabase(Protocol):
     def __call__(self, path: Path, /, *, salvage: bool) -> Database: ...
 
 
-class RocksDatabase:
-    """RocksDB.
+#: What a change does: the families in turn, and to which.
+_PUT, _PUT_LOG, _DELETE, _DELETE_LOG, _DELETE_RANGE, _DELETE_RANGE_LOG = range(6)
+#: (what, key, value or end of the range)
+_Change = tuple[int, bytes, bytes]
+#: About what a change takes beside its key and value.
+CHANGE_BYTES: Final = 8
 
-    A batch is written without sync on the loop (rocksdict holds the interpreter lock while it writes, and a synced write would hold it
-    while the disk works), then ``flush_wal(True)`` syncs in a thread of its own, which releases the lock.
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[_Change]).decode
+
+
+class LoggedBatch:
+    """See `WriteBatch`.
+
+    :ivar changes: in order
+    """
+
+    __slots__ = ("_size", "changes")
+
+    def __init__(self) -> None:
+        self.changes: list[_Change] = []
+        self._size = 0
+
+    def put(self, key: bytes, value: bytes, family: Any = None, /) -> None:
+        self.changes.append((_PUT if family is None else _PUT_LOG, key, value))
+        self._size += len(key) + len(value) + CHANGE_BYTES
+
+    def delete(self, key: bytes, family: Any = None, /) -> None:
+        self.changes.append((_DELETE if family is None else _DELETE_LOG, key, b""))
+        self._size += len(key) + CHANGE_BYTES
+
+    def delete_range(self, start: bytes, stop: bytes, family: Any = None, /) -> None:
+        self.changes.append((_DELETE_RANGE if family is None else _DELETE_RANGE_LOG, start, stop))
+        self._size += len(start) + len(stop) + CHANGE_BYTES
+
+    def size_in_bytes(self) -> int:
+        return self._size
+
+
+class _Tables:
+    """How far the tables of a family are: each batch puts something into both.
+
+    :ivar number: of the last batch that is known to be in them
+    """
+
+    def __init__(self, family: Rdict, number: int) -> None:
+        self._family = family
+        self.number = number
+        self._full_number = number  # of the last batch in a buffer that takes no more
+        self._seen_number = number  # at the last look
+        self._seen_entries = 0
+
+    def look(self, written_number: int) -> None:
+        """Everything up to `written_number` is in the tables or in buffers."""
+        entries = self._property("rocksdb.num-entries-active-mem-table")
+        if entries < self._seen_entries:  # another buffer: what was there at the last look is in an older one
+            self._full_number = self._seen_number
+        self._seen_entries, self._seen_number = entries, written_number
+        if self._full_number > self.number and self._property("rocksdb.num-immutable-mem-table") == 0:
+            self.number = self._full_number
+
+    def write(self, written_number: int) -> None:
+        """Bring everything up to `written_number` into tables now."""
+        if written_number > self.number:
+            self._family.flush()
+            self.number = self._full_number = written_number
+
+    def _property(self, name: str) -> int:
+        value = self._family.property_int_value(name)
+        assert value is not None, f"RocksDB has no property {name}"
+        return int(value)
+
+
+class RocksDatabase:
+    """RocksDB, with a write-ahead log of our own.
+
+    A batch goes into RocksDB's buffers, and as a record into the log, where a sync makes it durable. After a crash, what the tables lack
+    is in the log; each family's tables say how far they go (`keys.BATCH_KEY`).
     """
 
     def __init__(self, path: Path, /, *, salvage: bool) -> None:
@@ -118,12 +209,27 @@ class RocksDatabase:
         refuse_what_hangs(path)
         self.state_family = Rdict(str(path), _options(salvage=salvage), column_families={LOG_FAMILY: _log_options()})
         self.log_family = self.state_family.get_column_family(LOG_FAMILY)
-        self.log_handle = self.state_family.get_column_family_handle(LOG_FAMILY)
+        self.log_handle: Any = self.state_family.get_column_family_handle(LOG_FAMILY)
         # Reads go to rocksdict without a detour.
         self.get: Callable[[bytes], bytes | None] = self.state_family.get
         self.get_log: Callable[[bytes], bytes | None] = self.log_family.get
-        self._unsynced_write = WriteOptions()
-        self._unsynced_write.sync = False
+        to_buffers: Any = WriteOptions()
+        to_buffers.disable_wal = True
+        self._to_buffers = to_buffers
+        try:
+            self._wal = WriteAheadLog(path / WAL_DIRECTORY, salvage=salvage)  # nobody else has it: RocksDB has locked the directory
+            try:
+                self._tables = [_Tables(self.state_family, _number(self.get)), _Tables(self.log_family, _number(self.get_log))]
+                self._number = self._recover(salvage=salvage)
+                self.write_tables()
+                self._wal.begin(self._number + 1)
+            except BaseException:
+                self._wal.close()
+                raise
+        except BaseException:
+            self._close_families()
+            raise
+        self._looked_number = self._number
         self._syncs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._sync_thread = threading.Thread(target=self._sync_loop, name=f"sync {path.name}", daemon=True)
         self._sync_thread.start()
@@ -143,16 +249,79 @@ class RocksDatabase:
         return cursor
 
     def new_batch(self) -> WriteBatch:
-        batch: WriteBatch = RocksBatch(raw_mode=True)
-        return batch
+        return LoggedBatch()
 
     def write(self, batch: Any) -> None:
-        self.state_family.write(batch, self._unsynced_write)
+        number = self._number + 1
+        self._buffer(batch.changes, number, state=True, log=True)
+        self._number = number
+        wal = self._wal
+        wal.append(number, _encode(batch.changes))
+        if number - self._looked_number >= WRITES_BETWEEN_LOOKS or wal.waiting_bytes > UNSYNCED_BYTES_MAX:
+            self._looked_number = number
+            for tables in self._tables:
+                tables.look(number)
+            wal.release(min(tables.number for tables in self._tables))
+            if wal.waiting_bytes > UNSYNCED_BYTES_MAX:
+                wal.sync()
+
+    def _buffer(self, changes: list[_Change], number: int, *, state: bool, log: bool) -> None:
+        """Put the changes of batch `number` to these families into RocksDB's buffers."""
+        buffered = RocksBatch(raw_mode=True)
+        put = buffered.put
+        for what, key, value in changes:
+            if what & 1:
+                if not log:
+                    continue
+                if what == _PUT_LOG:
+                    put(key, value, self.log_handle)  # no local name: an error keeps those, and that one would keep the database open
+                elif what == _DELETE_LOG:
+                    buffered.delete(key, self.log_handle)
+                else:
+                    buffered.delete_range(key, value, self.log_handle)
+            elif state:
+                if what == _PUT:
+                    put(key, value)
+                elif what == _DELETE:
+                    buffered.delete(key)
+                else:
+                    buffered.delete_range(key, value)
+        stamp = number.to_bytes(8, "big")
+        if state:
+            put(keys.BATCH_KEY, stamp)
+        if log:
+            put(keys.BATCH_KEY, stamp, self.log_handle)
+        self.state_family.write(buffered, self._to_buffers)
+
+    def _recover(self, *, salvage: bool) -> int:
+        """Bring what the tables lack from the log into the buffers; the number of the last batch there is."""
+        in_state, in_log = self._tables[0].number, self._tables[1].number
+        last = first = min(in_state, in_log)
+        if max(in_state, in_log) and self._wal.is_new and not salvage:
+            raise CorruptLogError(f"the write-ahead log is gone: nothing is in {WAL_DIRECTORY}/, and there was something")
+        for number, payload in self._wal.recover(first, salvage=salvage):
+            try:
+                changes = _decode(payload)
+            except msgspec.MsgspecError as error:
+                raise CorruptLogError(f"record {number} of the write-ahead log cannot be read: {error}") from None
+            self._buffer(changes, number, state=number > in_state, log=number > in_log)
+            last = number
+        # A store that failed may have tables that go further than what was synced: those of both families, or it is a mixture, of which
+        # positions tell nothing.
+        if last < max(in_state, in_log) and in_state != in_log:
+            raise CorruptLogError(f"the write-ahead log ends with record {last}, and one family's tables with {max(in_state, in_log)}")
+        return max(last, in_state, in_log)
+
+    def write_tables(self) -> None:
+        self._wal.sync()  # one family's tables are there before the other's: what they have, the log must have
+        for tables in self._tables:
+            tables.write(self._number)
+        self._wal.release(self._number)
 
     def sync_now(self) -> None:
         began_ns = ambient.monotonic_ns()
-        self.state_family.flush_wal(True)
-        self._sync_ns += (ambient.monotonic_ns() - began_ns - self._sync_ns) // SYNCS_REMEMBERED
+        if self._wal.sync():
+            self._sync_ns += (ambient.monotonic_ns() - began_ns - self._sync_ns) // SYNCS_REMEMBERED
         self._syncs_total += 1
         if self._syncs_total % SYNCS_BETWEEN_LOOKS == 0:
             self._calm_background()
@@ -182,29 +351,42 @@ class RocksDatabase:
 
     def close(self) -> None:
         self._syncs.put(None)
-        self._sync_thread.join(timeout=30)
-        del self.log_handle
+        self._sync_thread.join(timeout=CLOSE_WITHIN_S)
+        try:
+            if not self._sync_thread.is_alive():  # else the disk hangs, and the log with it
+                self._wal.close()
+        except OSError as error:
+            logger.warning("what was written last is not durable error=%s", error)
+        finally:
+            self._close_families()
+
+    def _close_families(self) -> None:
+        self.log_handle = None
         with contextlib.suppress(Exception):  # a handle that has failed cannot flush; what was synced is safe
             self.log_family.close()
         with contextlib.suppress(Exception):
             self.state_family.close()
 
 
+def _number(get: Callable[[bytes], bytes | None]) -> int:
+    stored = get(keys.BATCH_KEY)
+    return int.from_bytes(stored, "big") if stored is not None else 0
+
+
 def _options(*, salvage: bool) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
-    # The default mode drops synced data behind a flipped byte without a word (tests/storage shows it);
-    # this one accepts a torn tail and nothing else.
+    # RocksDB's own write-ahead log is empty, but in a store of format 2 that was not closed. The default mode drops synced data behind a
+    # flipped byte without a word; this one accepts a torn tail and nothing else.
     mode = DBRecoveryMode.point_in_time() if salvage else DBRecoveryMode.tolerate_corrupted_tail_records()
     options.set_wal_recovery_mode(mode)
     options.set_paranoid_checks(True)
-    # Both families go into tables together, so that what tables have is one moment, and one write-ahead log has what came after. Else
-    # several are needed at a time, and an older one that is lost or cut leaves a gap in the middle that no position tells.
+    # Both families go into tables together, so that what tables have is one moment: then a store whose write-ahead log is lost is an older
+    # store, and no mixture.
     options.set_atomic_flush(True)
     options.set_write_buffer_size(64 * MIB)
     options.set_max_write_buffer_number(4)
-    options.set_max_total_wal_size(512 * MIB)
     options.set_max_background_jobs(2)
     options.set_keep_log_file_num(4)
     options.set_max_log_file_size(8 * MIB)

@@ -1,4 +1,4 @@
-"""A look at RocksDB's files before RocksDB opens them.
+"""What RocksDB does not do itself: a look at its files before it opens them, and the sync of a directory.
 
 RocksDB's log reader (of the version in rocksdict 0.3.29) never returns from a record whose type says that it belongs to a reused file,
 in a write-ahead log or a manifest whose files are never reused: one flipped bit, and the opening of the store hangs with the
@@ -49,3 +49,15 @@ def _reused_record(path: Path) -> int:
                 return offset
             # Zeros, as some file systems leave them at the end: RocksDB skips them by blocks.
             offset += left if size == kind == 0 else _HEADER_BYTES + size
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable.
+
+    :raises OSError: the disk says no
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

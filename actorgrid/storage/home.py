@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 from pathlib import Path
 from typing import Final
 
 from actorgrid.errors import CorruptLogError, StorageError
+from actorgrid.storage.files import sync_directory
 from actorgrid.storage.store import Store, StoreIdentity
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ class StoreHome:
     def _open_or_salvage(self, identity: StoreIdentity, *, has_copies: bool) -> Store:
         """The store, up to the first damage in its write-ahead log.
 
-        After a loss of power the end that was not synced may be there in parts, in any order, which looks like damage. What is before it is
-        everything that was synced; if it is not, the peers remember more and say so (I6). Without peers damage is refused.
+        What was synced has changed then, or is gone. Peers remember how far this store was, and say so (I6); where nothing that they
+        rely on is lost, it goes on. Without peers damage is refused.
         """
         try:
             return self._open_store(identity, salvage=False)
@@ -90,19 +90,7 @@ class StoreHome:
 
     def _sync_names(self) -> None:
         for directory in (self.path.parent, self.path.parent.parent):
-            _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable.
-
-    :raises StorageError: the disk says no
-    """
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise StorageError(f"cannot sync {directory}: {error.strerror or error}") from None
+            try:
+                sync_directory(directory)
+            except OSError as error:
+                raise StorageError(f"cannot sync {directory}: {error.strerror or error}") from None

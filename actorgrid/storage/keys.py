@@ -45,6 +45,8 @@ STORE_ID_KEY: Final = HOST + b"store_id"
 INCARNATION_KEY: Final = HOST + b"incarnation"
 #: Counts the batches with promises. In both families, so that it is no higher than what either of them has (see `Store.position`).
 POSITION_KEY: Final = HOST + b"position"
+#: Number of the last batch. In both families, so that each family's tables say from where on they lack what the write-ahead log has.
+BATCH_KEY: Final = HOST + b"batch"
 #: What this host knows of a grid that is being bootstrapped.
 BOOTSTRAP_KEY: Final = HOST + b"bootstrap"
 #: The hosts of the grid, as this one heard of them last.

@@ -28,7 +28,9 @@ from actorgrid.storage.database import Cursor, OpenDatabase, RocksDatabase
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION: Final = 2
+#: 3: with a write-ahead log of our own; without it (2) RocksDB had the log, which an opening takes into tables.
+FORMAT_VERSION: Final = 3
+FORMAT_WITHOUT_WAL: Final = 2
 
 #: A replica's pointer says that it has its rights and its data; that it is being built; or that it has lost its right to vote (its disk
 #: went back in time, its log is corrupt): then its data lies unused until a successor's copy is installed.
@@ -211,6 +213,9 @@ class Store:
             self._create(identity)
             return
         found = self._decode(msgspec.json.Decoder(StoreIdentity).decode, keys.IDENTITY_KEY, stored)
+        is_older = found.format_version == FORMAT_WITHOUT_WAL
+        if is_older:
+            found = msgspec.structs.replace(found, format_version=FORMAT_VERSION)
         problems = [
             f"{self.path} holds {what} {getattr(found, name)!r}, this host was started for {getattr(identity, name)!r}"
             for name, what in (
@@ -223,6 +228,12 @@ class Store:
         ]
         if problems:
             raise SettingsError(*problems)
+        if is_older:
+            logger.info("the store of an earlier release is taken over, which that release cannot open any more path=%s", self.path)
+            batch = self.batch()
+            batch.put(keys.IDENTITY_KEY, msgspec.json.encode(found))
+            self.write(batch)
+            self._db.write_tables()
         self.store_id = (self.get(keys.STORE_ID_KEY) or b"").decode()
         self.position = min(_number(self.get(keys.POSITION_KEY)), _number(self._get(self._db.get_log, keys.POSITION_KEY)))
 

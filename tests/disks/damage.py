@@ -17,10 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from rocksdict import Rdict, WriteOptions
-
 from actorgrid.replication.entry import HEAD_BYTES
-from actorgrid.storage.database import LOG_FAMILY, _log_options, _options
+from actorgrid.storage.database import RocksDatabase
 from tests.disks.fuse import unmount
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -41,17 +39,6 @@ def _flip(path: Path, low: int, high: int, rng: random.Random) -> str:
     return f"flipped bit {bit} of byte {offset} of {path.stat().st_size} of {path.name}"
 
 
-def wal_files(store: Path) -> list[Path]:
-    """Write-ahead logs with anything in them, oldest first."""
-    return sorted(path for path in store.glob("*.log") if path.stat().st_size > 0)
-
-
-def flip_in_wal(store: Path, rng: random.Random) -> str:
-    """Anywhere but in the last record, which could be one that was never synced."""
-    path = wal_files(store)[-1]
-    return _flip(path, 0, path.stat().st_size * 9 // 10, rng)
-
-
 def flip_in_tables(store: Path, rng: random.Random) -> str:
     """One bit in each: what is in some of them may have been dropped since, and is never read."""
     tables = sorted(store.glob("*.sst"))
@@ -65,39 +52,24 @@ def flip_in_manifest(store: Path, rng: random.Random) -> str:
     return _flip(path, 0, path.stat().st_size, rng)
 
 
-def delete_wal(store: Path) -> str:
-    """RocksDB opens what is left without an error."""
-    paths = wal_files(store)
-    size = sum(path.stat().st_size for path in paths)
-    for path in paths:
-        path.unlink()
-    return f"deleted {len(paths)} write-ahead logs, {size} bytes"
-
-
-def cut_wal(store: Path, rng: random.Random) -> str:
-    """RocksDB opens what is left without an error: a torn end is what a power loss leaves."""
-    path = wal_files(store)[-1]
-    size = path.stat().st_size
-    left = rng.randrange(size // 10, size * 9 // 10)
-    os.truncate(path, left)
-    return f"cut {path.name} from {size} to {left} bytes"
-
-
 def flip_in_log_record(store: Path, partition: int, rng: random.Random) -> str:
     """One bit of one record of the replicated log, behind RocksDB's back: its own checksum is right."""
-    database = Rdict(str(store), _options(salvage=False), column_families={LOG_FAMILY: _log_options()})
-    log = database.get_column_family(LOG_FAMILY)
-    prefix = partition.to_bytes(4, "big")
-    keys = [key for key in log.keys() if key[:4] == prefix]  # noqa: SIM118 - no dict
-    assert keys, f"no log record of partition {partition}"
-    key = rng.choice(keys)
-    value = bytearray(log[key])
+    database = RocksDatabase(store, salvage=False)
+    prefix, records = partition.to_bytes(4, "big"), {}
+    cursor = database.log_cursor()
+    cursor.seek(prefix)
+    while cursor.valid() and cursor.key()[:4] == prefix:
+        records[cursor.key()] = cursor.value()
+        cursor.next()
+    del cursor
+    assert records, f"no log record of partition {partition}"
+    key = rng.choice(list(records))
+    value = bytearray(records[key])
     offset, bit = rng.randrange(HEAD_BYTES, len(value)), rng.randrange(8)
     value[offset] ^= 1 << bit
-    options = WriteOptions()
-    log.put(key, bytes(value), options)
-    log.close()
-    database.flush_wal(True)
+    batch = database.new_batch()
+    batch.put(key, bytes(value), database.log_handle)
+    database.write(batch)
     database.close()
     return f"flipped bit {bit} of byte {offset} of {len(value)} of the log record {key.hex()} of partition {partition}"
 
@@ -156,7 +128,7 @@ def reason_no_strace() -> str:
     if shutil.which("strace") is None:
         return "strace is not installed"
     probe = subprocess.run(
-        ["strace", "-f", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1", "true"],
+        ["strace", "-f", "-o", "/dev/null", "-e", "trace=pwritev2", "-e", "inject=pwritev2:error=EIO:when=1", "true"],
         capture_output=True,
         timeout=20,
         check=False,
@@ -167,7 +139,7 @@ def reason_no_strace() -> str:
 class Tampered:
     """The calls of a running process are tampered with while this context is open.
 
-    :param what: as after ``strace -e inject=``, for example ``fdatasync:error=EIO:when=1``
+    :param what: as after ``strace -e inject=``, for example ``pwritev2:error=EIO:when=1``
     """
 
     def __init__(self, pid: int, what: str, log: Path) -> None:

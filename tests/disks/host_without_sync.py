@@ -6,26 +6,29 @@ exists so that the power-loss tests can fail.
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
 from actorgrid.host.__main__ import main
-from actorgrid.storage.store import Store
+from actorgrid.storage.wal import WriteAheadLog
 
 SWITCH = "ACTORGRID_TEST_SKIP_SYNC"
 
 
 def plant(switch: Path) -> None:
-    """Let every store of this process skip its syncs while `switch` exists."""
-    sync_now = Store.sync_now
+    """Let every store of this process write without any sync while `switch` exists."""
+    write = WriteAheadLog._write
 
-    def sync_now_or_not(self: Store) -> None:
-        if switch.exists():
-            self._refuse_if_failed()
-        else:
-            sync_now(self)
+    def write_only(self: WriteAheadLog, buffer: mmap.mmap, size: int) -> None:
+        if not switch.exists():
+            write(self, buffer, size)
+            return
+        with self._used[-1].path.open("rb+", buffering=0) as file:
+            file.seek(self._offset)
+            file.write(buffer[:size])
 
-    Store.sync_now = sync_now_or_not  # type: ignore[method-assign]
+    WriteAheadLog._write = write_only  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ class LossyTree:
             else:
                 pending = node.pending_bytes
                 dropped = self._lose_file(node, survival, rng)
-                for prefix in ("", "wal_") if name.endswith(".log") else ("",):
+                for prefix in ("", "wal_") if name.isdigit() else ("",):
                     counts[prefix + "dropped_bytes"] += dropped
                     counts[prefix + "kept_bytes"] += pending - dropped
         kept = {ino for ino, _ in self._reachable()}

@@ -23,6 +23,7 @@ import pytest
 from actorgrid import grid
 from actorgrid.errors import ActorGridError, TransientError
 from actorgrid.storage.store import Store, StoreIdentity
+from tests import wal_files
 from tests.disks import damage
 from tests.disks.disk_grid import APPS, DiskGrid, DiskHost, Timer, Trial, until
 from tests.faults.grid_processes import Observation, Supervision
@@ -150,7 +151,7 @@ def test_a_host_whose_sync_fails_once_leaves_and_comes_back(tmp_path: Path, seed
         async with under_load(tmp_path, seed) as trial:
             host = trial.hosts.hosts[busiest(await trial.hosts.observe())]
             said_before = host.log_bytes
-            with damage.Tampered(host.pid, "fdatasync:error=EIO:when=1", tmp_path / "strace") as tampered:
+            with damage.Tampered(host.pid, "pwritev2:error=EIO:when=1", tmp_path / "strace") as tampered:
                 assert await wait_until_ended(host) == 1
                 assert len(tampered.hits) == 1, tampered.hits
             assert any("Input/output error" in line for line in host.said("out of duty", said_before))
@@ -170,7 +171,7 @@ def test_a_primary_whose_disk_hangs_longer_than_its_leases_is_followed_by_others
             host = trial.hosts.hosts[busiest(before)]
             owned = set(before.primaries_of(host.name))
             timer = Timer()
-            with damage.Tampered(host.pid, f"fdatasync:delay_enter={STALL_S * 1e6:.0f}:when=1", tmp_path / "strace") as tampered:
+            with damage.Tampered(host.pid, f"pwritev2:delay_enter={STALL_S * 1e6:.0f}:when=1", tmp_path / "strace") as tampered:
 
                 def is_taken_over(seen: Observation) -> bool:
                     return owned <= {partition for partition, replica in seen.primaries.items() if replica.host != host.name}
@@ -218,12 +219,15 @@ def _flip_log_record(host: DiskHost, rng: random.Random) -> str:
 
 #: name -> (what is done, how it may be found)
 DAMAGES: dict[str, tuple[Damage, tuple[str, ...]]] = {
-    "a flipped bit in the write-ahead log": (lambda host, rng: damage.flip_in_wal(host.store, rng), (Found.ASIDE, Found.WENT_BACK)),
+    "a flipped bit in the write-ahead log": (
+        lambda host, rng: wal_files.flip(host.store, rng, but_the_last=1),
+        (Found.ASIDE, Found.WENT_BACK),
+    ),
     "a flipped bit in each table": (lambda host, rng: damage.flip_in_tables(host.store, rng), (Found.ASIDE,)),
     "a flipped bit in the manifest": (lambda host, rng: damage.flip_in_manifest(host.store, rng), (Found.ASIDE, Found.WENT_BACK)),
     "a flipped bit in a log record": (_flip_log_record, (Found.RETIRED,)),
-    "the write-ahead log is gone": (lambda host, rng: damage.delete_wal(host.store), (Found.WENT_BACK,)),
-    "the write-ahead log is cut": (lambda host, rng: damage.cut_wal(host.store, rng), (Found.WENT_BACK,)),
+    "the write-ahead log is gone": (lambda host, rng: wal_files.delete(host.store), (Found.WENT_BACK,)),
+    "the write-ahead log is cut": (lambda host, rng: wal_files.cut(host.store, rng), (Found.WENT_BACK,)),
     "emptied": (_emptied, (Found.EMPTIED,)),
     "an older copy is put back": (_old, (Found.WENT_BACK,)),
 }

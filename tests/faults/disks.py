@@ -6,6 +6,8 @@ import random
 import shutil
 from pathlib import Path
 
+from tests import wal_files
+
 
 def empty(data_dir: Path) -> str:
     """A new disk: nothing is left, no mark and no store.
@@ -23,23 +25,12 @@ def empty(data_dir: Path) -> str:
 def cut(data_dir: Path, rng: random.Random) -> str:
     """The end of the write-ahead log is gone: its newest file is shorter by a random part, or all its files are missing.
 
-    RocksDB opens both without an error (a torn tail is what a power loss leaves), so only a comparison with the peers can find it.
+    A host with peers takes what is left, and only a comparison with what they remember tells whether that is enough.
 
     :return: what was done, for the log of faults
     """
-    logs = sorted(path for path in data_dir.rglob("*.log") if path.stem.isdigit() and path.stat().st_size > 0)
-    assert logs, f"no write-ahead log with anything in it under {data_dir}"
-    if rng.random() < 0.4:
-        size = sum(path.stat().st_size for path in logs)
-        for path in logs:
-            path.unlink()
-        return f"deleted {len(logs)} log files, {size} bytes"
-    newest = logs[-1]
-    size = newest.stat().st_size
-    left = rng.randrange(size)
-    with newest.open("rb+") as file:
-        file.truncate(left)
-    return f"cut {newest.name} from {size} to {left} bytes"
+    store = data_dir / "store"
+    return wal_files.delete(store) if rng.random() < 0.4 else wal_files.cut(store, rng)
 
 
 def copy(data_dir: Path, to: Path) -> str:

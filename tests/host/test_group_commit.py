@@ -174,15 +174,17 @@ class Clock:
         self.now_ns = 10**12
         self.sync_ns = 0
         monkeypatch.setattr(ambient, "monotonic_ns", lambda: self.now_ns)
-        database.state_family = self
+        monkeypatch.setattr(database, "_wal", self)
 
-    def flush_wal(self, sync):
+    def sync(self):
         self.now_ns += self.sync_ns
+        return True
 
 
+@pytest.mark.pure
 def test_a_disk_is_quick_only_after_several_quick_syncs_and_no_more_after_a_very_slow_one(tmp_path, monkeypatch):
     database = RocksDatabase(tmp_path / "d", salvage=False)
-    family = database.state_family
+    wal = database._wal
     clock = Clock(monkeypatch, database)
     try:
         for sync_ns in (QUICK_NS * 10, QUICK_NS * 40):
@@ -200,7 +202,7 @@ def test_a_disk_is_quick_only_after_several_quick_syncs_and_no_more_after_a_very
             database.sync_now()
         assert not database.is_quick
     finally:
-        database.state_family = family
+        monkeypatch.setattr(database, "_wal", wal)
         database.close()
 
 

@@ -3,4 +3,5 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+ROOT = str(Path(__file__).parent.parent.parent)
+sys.path[:0] = [str(Path(__file__).parent), *([ROOT] if ROOT not in sys.path else [])]

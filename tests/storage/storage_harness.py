@@ -26,6 +26,7 @@ from actorgrid.storage import keys
 from actorgrid.storage.copy import CopyChunk, CopySource, CopySummary
 from actorgrid.storage.replica_store import Recovered, ReplicaStore
 from actorgrid.storage.store import Batch, ReplicaPointer, Store, StoreIdentity
+from tests import wal_files
 
 SETTINGS = HostSettings(sessions_max=8, session_checkpoint_entries=40, idempotency_retention_s=1.0, log_retention_bytes=64 * 1024)
 IDENTITY = StoreIdentity("grid", "host", 8)
@@ -210,7 +211,7 @@ def plain_digest(path: Path, records: list[LogRecord]) -> tuple[int, str]:
 
 
 def crash(running: Path, copy: Path) -> Path:
-    """The files of a running store as a crash would leave them, and the write-ahead log among them (a clean close writes tables)."""
+    """The files of a running store as a crash would leave them, and the newest of its write-ahead log (a clean close writes tables)."""
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(running, copy)
-    return max(copy.glob("*.log"), key=lambda file: file.stat().st_size)
+    return wal_files.newest(copy)

@@ -48,7 +48,7 @@ def test_a_store_gives_back_what_it_was_given_after_it_was_opened_again(tmp_path
     (StoreIdentity("grid-2", "host-1", 8), ["grid-1", "grid-2"]),
     (StoreIdentity("grid-1", "host-2", 8), ["host-1", "host-2"]),
     (StoreIdentity("grid-1", "host-1", 16), ["partition count", "8", "16"]),
-    (StoreIdentity("grid-1", "host-1", 8, format_version=3), ["format", "2", "3"]),
+    (StoreIdentity("grid-1", "host-1", 8, format_version=4), ["format", "3", "4"]),
     (StoreIdentity("grid-2", "host-2", 16), ["grid-1", "host-2", "16"]),
 ])  # fmt: skip
 def test_data_of_another_grid_host_or_partition_count_is_refused(tmp_path, identity, words):
@@ -66,7 +66,7 @@ def test_data_of_the_first_storage_format_is_refused_by_its_number(tmp_path):
     with opened(tmp_path / "s") as store:
         old = b'{"cluster_id":"grid-1","host":"host-1","partition_count":8,"hosts":["host-1"],"format_version":1}'
         put(store, [(keys.IDENTITY_KEY, old)])
-    with pytest.raises(SettingsError, match="holds storage format 1, this host was started for 2"), opened(tmp_path / "s"):
+    with pytest.raises(SettingsError, match="holds storage format 1, this host was started for 3"), opened(tmp_path / "s"):
         pass
 
 
@@ -281,7 +281,7 @@ def test_a_generation_is_never_given_out_twice(tmp_path):
 def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip(f"NO TEST OF A FULL DISK: tmpfs cannot be mounted here: {mounted.stderr!r}")
     yield disk

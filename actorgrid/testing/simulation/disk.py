@@ -2,7 +2,7 @@
 
 It stands in the place of `RocksDatabase`, below the real `Store`, and misbehaves in the words of rocksdict, which the store tells apart.
 What is written is visible at once. A batch is durable when a sync that began after it has ended; until then the disk remembers how to
-take it back. The death of a process takes nothing back (the kernel has the pages), a loss of power takes back all but the beginning.
+take it back. The death of a process takes back what no sync had begun to write, a loss of power all but the beginning.
 
 All of it happens in one thread: time comes from `SimDisk.schedule`, chance from the generators that are passed in.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from actorgrid.storage import keys
+from actorgrid.storage.database import CHANGE_BYTES
 from actorgrid.storage.home import QUARANTINE, StoreHome
 from actorgrid.storage.store import Store, StoreIdentity
 
@@ -28,7 +29,6 @@ _DAMAGED_LOG: Final = "Corruption: checksum mismatch in a simulated write-ahead 
 _IN_USE: Final = "IO error: lock hold by current process: a simulated LOCK: No locks available"
 _CLOSED: Final = "DB instance already closed"
 
-_BATCH_HEADER_BYTES: Final = 12
 _ONE_OF: Final = 16  # so many pairs, one is looked at in estimates of size
 #: (of the log?, key, stop of a range, value): a put has a value, a range a stop, a delete neither.
 _Change = tuple[bool, bytes, bytes | None, bytes | None]
@@ -115,11 +115,7 @@ class SimBatch:
         self.changes.append((family is not None, bytes(start), bytes(stop), None))
 
     def size_in_bytes(self) -> int:
-        """As RocksDB counts it: a type, the number of a family that is not the default one, lengths of one to five bytes."""
-        size = _BATCH_HEADER_BYTES
-        for is_log, *parts in self.changes:
-            size += 1 + is_log + sum(len(part) + max(1, -(-len(part).bit_length() // 7)) for part in parts if part is not None)
-        return size
+        return sum(CHANGE_BYTES + sum(len(part) for part in parts if part is not None) for _, *parts in self.changes)
 
 
 class SimCursor:
@@ -240,6 +236,9 @@ class SimDatabase:
         if self._failure is not None:
             raise self._failure
 
+    def write_tables(self) -> None:
+        self.sync_now()
+
     @property
     def is_quick(self) -> bool:
         # No sync would be under way when something else happens; tests let some be made so.
@@ -276,6 +275,7 @@ class SimDatabase:
 
     def _begin_sync(self) -> None:
         disk = self._disk
+        disk._syncing = disk._written
         disk.schedule(disk.sync_delay_s(), self._end_sync, disk._written)
 
     def _end_sync(self, written: int) -> None:
@@ -392,6 +392,7 @@ class SimDisk:
         self._families: list[_Family] = []
         self._unsynced: deque[tuple[_Undo, _Undo]] = deque()  # of each batch that is not durable, oldest first
         self._written = 0  # batches, since the beginning
+        self._syncing = 0  # of these, what the last sync that was begun covers
         self._is_torn = False  # the write-ahead log is damaged behind what there is
         self._handle: SimDatabase | None = None
         self._life = 0
@@ -496,22 +497,35 @@ class SimDisk:
     # -- deaths
 
     def kill(self) -> None:
-        """SIGKILL: whoever has the store open does nothing to it any more; what was written stays, synced or not."""
+        """SIGKILL: what no sync had begun to write was in the memory of the process."""
+        unsynced = len(self._unsynced)
+        kept = max(0, unsynced - (self._written - self._syncing))
+        self._end_life()
+        if unsynced:
+            self.counts["killed with unsynced batches"] += 1
+        self._take_back_behind(kept)  # the kernel goes on with that; nothing says when it is through
+
+    def _end_life(self) -> None:
+        """Whoever has the store open does nothing to it any more."""
         self._life += 1
         self._held = None
         if self._handle is not None:
             self._handle.is_over = True
             self._handle = None
-            if self._unsynced:
-                self.counts["killed with unsynced batches"] += 1
+
+    def _take_back_behind(self, kept: int) -> None:
+        """Of what was not synced only the first so many batches are there."""
+        while len(self._unsynced) > kept:
+            for of, undo in enumerate(self._unsynced.pop()):
+                self._changeable(of).take_back(undo)
 
     def lose_power(self, rng: random.Random, *, tear: bool = False) -> None:
         """The process dies, and of what was not synced only the beginning is left: often nothing, sometimes all.
 
-        :param tear: the batch after that may be there in parts. At the very end of the write-ahead log RocksDB drops that without a word;
+        :param tear: the batch after that may be there in parts. At the very end of the write-ahead log that is dropped without a word;
             with anything behind it, the next opening finds damage (see `StoreHome._open_or_salvage`)
         """
-        self.kill()
+        self._end_life()
         self.counts["power lost"] += 1
         count, lot = len(self._unsynced), rng.random()
         kept = 0 if lot < 0.5 else count if lot < 0.7 else rng.randint(0, count)
@@ -522,9 +536,7 @@ class SimDisk:
                 self.counts["torn, to be salvaged" if self._is_torn else "torn at the end"] += 1
         elif count:
             self.counts["unsynced batches all kept"] += 1
-        while len(self._unsynced) > kept:
-            for of, undo in enumerate(self._unsynced.pop()):
-                self._changeable(of).take_back(undo)
+        self._take_back_behind(kept)
         self._unsynced.clear()
         if self.condemned is not None and rng.random() < 0.5:
             self.condemned = None  # that note is not synced
