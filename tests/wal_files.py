@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 from actorgrid.storage import wal
 from actorgrid.storage.database import WAL_DIRECTORY
 
 
+def copied(running: Path, copy: Path) -> Path:
+    """The files of a store or log in use, as a crash would leave them at this moment; but for one that is just being made."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(running, copy, ignore=shutil.ignore_patterns("*" + wal._UNFINISHED))
+    return copy
+
+
 def files(store: Path) -> list[Path]:
     """All its files, those that wait for their next use among them."""
-    return sorted((store / WAL_DIRECTORY).iterdir())
+    return sorted(path for path in (store / WAL_DIRECTORY).iterdir() if path.name.isdigit())
 
 
 def newest(store: Path) -> Path:

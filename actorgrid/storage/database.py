@@ -9,7 +9,9 @@ The families are "state", everything that is not log, and "log". Errors are the 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
 import queue
@@ -45,8 +47,10 @@ BACKGROUND_NICENESS: Final = 10
 SYNCS_BETWEEN_LOOKS: Final = 128
 #: To learn what is in tables by now: after so many batches.
 WRITES_BETWEEN_LOOKS: Final = 64
-#: What a batch may leave for the next sync; more is synced at once, since it is in memory until then.
-UNSYNCED_BYTES_MAX: Final = 8 * MIB
+#: Much that nobody syncs, as a copy that comes in, is synced beside the loop from here on: it is in memory until then.
+SYNCED_EARLY_BYTES: Final = MIB
+#: And from here on before anything else: the disk is slower than what comes.
+UNSYNCED_BYTES_MAX: Final = 16 * MIB
 CLOSE_WITHIN_S: Final = 30
 LOG_FAMILY: Final = "log"
 #: The write-ahead log, in the directory of the database.
@@ -207,9 +211,11 @@ class RocksDatabase:
     def __init__(self, path: Path, /, *, salvage: bool) -> None:
         path.mkdir(parents=True, exist_ok=True)
         refuse_what_hangs(path)
-        self.state_family = Rdict(str(path), _options(salvage=salvage), column_families={LOG_FAMILY: _log_options()})
-        self.log_family = self.state_family.get_column_family(LOG_FAMILY)
+        self.state_family: Any = Rdict(str(path), _options(salvage=salvage), column_families={LOG_FAMILY: _log_options()})
+        self.log_family: Any = self.state_family.get_column_family(LOG_FAMILY)
         self.log_handle: Any = self.state_family.get_column_family_handle(LOG_FAMILY)
+        self._at_exit = functools.partial(_write_both, self.state_family)
+        atexit.register(self._at_exit)  # who ends without `close` does it too
         # Reads go to rocksdict without a detour.
         self.get: Callable[[bytes], bytes | None] = self.state_family.get
         self.get_log: Callable[[bytes], bytes | None] = self.log_family.get
@@ -230,6 +236,7 @@ class RocksDatabase:
             self._close_families()
             raise
         self._looked_number = self._number
+        self._is_synced_early = False  # or is about to be
         self._syncs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._sync_thread = threading.Thread(target=self._sync_loop, name=f"sync {path.name}", daemon=True)
         self._sync_thread.start()
@@ -257,13 +264,26 @@ class RocksDatabase:
         self._number = number
         wal = self._wal
         wal.append(number, _encode(batch.changes))
-        if number - self._looked_number >= WRITES_BETWEEN_LOOKS or wal.waiting_bytes > UNSYNCED_BYTES_MAX:
+        unsynced_bytes = wal.waiting_bytes
+        if number - self._looked_number >= WRITES_BETWEEN_LOOKS or unsynced_bytes > SYNCED_EARLY_BYTES:
             self._looked_number = number
             for tables in self._tables:
                 tables.look(number)
             wal.release(min(tables.number for tables in self._tables))
-            if wal.waiting_bytes > UNSYNCED_BYTES_MAX:
+            if unsynced_bytes > UNSYNCED_BYTES_MAX:
                 wal.sync()
+            elif unsynced_bytes > SYNCED_EARLY_BYTES and not self._is_synced_early:
+                self._is_synced_early = True
+                self._syncs.put(self._sync_early)
+
+    def _sync_early(self) -> None:
+        """In the sync thread."""
+        self._is_synced_early = False
+        try:
+            self._wal.sync()
+        except Exception:
+            # The next sync, which somebody waits for, will fail for the same reason.
+            logger.exception("what was written cannot be made durable")
 
     def _buffer(self, changes: list[_Change], number: int, *, state: bool, log: bool) -> None:
         """Put the changes of batch `number` to these families into RocksDB's buffers."""
@@ -361,11 +381,23 @@ class RocksDatabase:
             self._close_families()
 
     def _close_families(self) -> None:
+        atexit.unregister(self._at_exit)
+        self._at_exit()
         self.log_handle = None
-        with contextlib.suppress(Exception):  # a handle that has failed cannot flush; what was synced is safe
+        with contextlib.suppress(Exception):  # there is nothing left to write, which they call an error
             self.log_family.close()
         with contextlib.suppress(Exception):
             self.state_family.close()
+
+
+def _write_both(database: Any) -> None:
+    """End RocksDB's work; it writes the tables of both families then, or of none.
+
+    Their own `close`, and their end without one, write one family each: where the log had failed before, the other one's tables might never
+    be written, and nothing would have what they lack.
+    """
+    with contextlib.suppress(Exception):  # a handle that has failed cannot write; what was synced is safe
+        database.cancel_all_background(True)
 
 
 def _number(get: Callable[[bytes], bytes | None]) -> int:

@@ -56,6 +56,8 @@ _FRAME: Final = struct.Struct("<IIQQ")
 _RECORD: Final = struct.Struct("<I")
 _FRAME_ALIGNMENT: Final = 8
 _BUFFER_BYTES: Final = 256 * 1024
+#: The name of a file that does not have its size yet ends so.
+_UNFINISHED: Final = ".new"
 _CHECKSUM_BYTES: Final = 8
 _U32: Final = (1 << 32) - 1
 _U64: Final = (1 << 64) - 1
@@ -120,6 +122,9 @@ class WriteAheadLog:
         self.is_new = not self._used
 
     def _look_at(self, path: Path, *, salvage: bool) -> None:
+        if path.name.endswith(_UNFINISHED):
+            path.unlink()
+            return
         if not path.name.isdigit():
             return
         self._next_file = max(self._next_file, int(path.name) + 1)
@@ -133,7 +138,7 @@ class WriteAheadLog:
                 found.append(segment)
         if found:
             self._used.append(max(found))  # a new one whose second copy was not written any more still has an older one there
-        elif not path.read_bytes()[BLOCK_BYTES:].strip(b"\0"):  # a crash came before it was used for the first time
+        elif _was_never_used(path):
             path.unlink()  # perhaps it was not even synced
         elif salvage:
             logger.warning("a segment of the write-ahead log has no header, it is dropped path=%s", path)
@@ -254,7 +259,7 @@ class WriteAheadLog:
         if padded > len(buffer):
             buffer = mmap.mmap(-1, padded)
             buffer[:begin] = self._buffer[:begin]
-        _FRAME.pack_into(buffer, begin, salt & 0xFFFFFFFF, len(records), first_number, checksum)
+        _FRAME.pack_into(buffer, begin, salt & _U32, len(records), first_number, checksum)
         buffer[begin + _FRAME.size : end] = records
         buffer[end:padded] = bytes(padded - end)
         self._write(buffer, padded)
@@ -335,17 +340,20 @@ class WriteAheadLog:
 
     def _make_file(self, size: int) -> Path:
         path = self._directory / f"{self._next_file:08}"
+        unfinished = path.with_name(path.name + _UNFINISHED)
         self._next_file += 1
         try:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 _fill_with_zeros(file, size)
             finally:
                 os.close(file)
+            unfinished.rename(path)
+            sync_directory(self._directory)
         except OSError:
+            unfinished.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise
-        sync_directory(self._directory)
         return path
 
     def _give_back(self) -> None:
@@ -373,6 +381,12 @@ class WriteAheadLog:
                 if self._preparing is not None:
                     self._preparing.join()
                 self._close_file()
+
+
+def _was_never_used(path: Path) -> bool:
+    """Whether a crash has left the file without a header: before the first write to it, or in its middle."""
+    data = path.read_bytes()
+    return len(data) >= SEGMENT_BYTES and not data[BLOCK_BYTES:].strip(b"\0")
 
 
 def _header_of(segment: _Segment) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from actorgrid.storage.wal import SEGMENT_BYTES, WriteAheadLog
 from tests.faults import checkers, disks, history, network
 from tests.faults.checkers import Gaps, ReadBack
 from tests.faults.failover_gap import Kill, fill_in
@@ -246,17 +247,17 @@ def test_primaries_are_those_that_serve_with_the_highest_epoch() -> None:
 
 def test_disk_faults_do_what_they_say(tmp_path: Path) -> None:
     data, kept = tmp_path / "data", tmp_path / "kept"
-    (data / "store").mkdir(parents=True)
-    (data / "store" / "000004.log").write_bytes(b"1" * 100)
-    (data / "store" / "LOG").write_bytes(b"no log of writes")
-    (data / "store.created").write_bytes(b"")
+    log = WriteAheadLog(data / "store" / "wal")
+    log.begin(1)
+    log.append(1, b"1" * 100)
+    log.close()
+    (left,) = (path for path in (data / "store" / "wal").iterdir() if path.name == "00000001")
     disks.copy(data, kept)
     for seed in range(8):
         assert disks.cut(data, random.Random(seed))
-        left = data / "store" / "000004.log"
-        assert not left.exists() or left.stat().st_size < 100
+        assert not left.exists() or left.stat().st_size < SEGMENT_BYTES
         disks.put_back(data, kept)
-        assert left.stat().st_size == 100
+        assert left.stat().st_size == SEGMENT_BYTES
     disks.empty(data)
     assert data.is_dir()
     assert not list(data.iterdir())

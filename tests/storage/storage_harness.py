@@ -212,6 +212,4 @@ def plain_digest(path: Path, records: list[LogRecord]) -> tuple[int, str]:
 
 def crash(running: Path, copy: Path) -> Path:
     """The files of a running store as a crash would leave them, and the newest of its write-ahead log (a clean close writes tables)."""
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(running, copy)
-    return wal_files.newest(copy)
+    return wal_files.newest(wal_files.copied(running, copy))

@@ -161,7 +161,7 @@ def test_a_store_of_the_format_before_is_taken_over_with_what_is_in_its_own_log(
             assert store.get(b"k") == b"v"
             assert store.store_id == "5" * 32
             assert not store.is_new
-            shutil.copytree(tmp_path / "crashed", tmp_path / "later", dirs_exist_ok=True)
+            crash(tmp_path / "crashed", tmp_path / "later")
     for path in wal_files.files(tmp_path / "later"):  # an earlier release knows nothing of them
         path.unlink()
     found = Rdict(str(tmp_path / "later"), _options(salvage=False), column_families={LOG_FAMILY: _log_options()})
