@@ -191,9 +191,15 @@ class Balance:
         self._even_rates(ledger.load, 0.0, "load", lambda partition: partition.load)
 
     def _even_primary_counts(self) -> bool:
-        """Swap primaries from the hosts with the most to those with the fewest, over others where there is no direct way."""
+        """Swap primaries from the hosts with the most to those with the fewest.
+
+        Who has more than what is left to each in the end gives, and who has less takes: nothing goes to where it would have to leave
+        again. While replicas are on their way that is all, since each that arrives opens a direct way. Once none is, swaps go over
+        others where there is no direct way, and where even that leads nowhere, from any host to one that has two fewer.
+        """
         ledger = self._ledger
         primaries, weights = ledger.primaries, ledger.weights
+        mean = sum(primaries) / sum(weights[number] for number in self._numbers)
         ways: list[dict[int, list[PartitionView]]] | None = None
         uneven = False
         while ledger.swaps < ledger.limits.swaps_max:
@@ -205,7 +211,10 @@ class Balance:
             over.sort(key=lambda number: -primaries[number] / weights[number])
             may_give = [number for number in over if ledger.may_swap(ledger.hosts[number].name)]
             self.wants_more |= len(may_give) < len(over)
-            path = next(filter(None, (self._path(ways, source) for source in may_give[:FAILURES_MAX])), [])
+            sources = [number for number in may_give if primaries[number] / weights[number] > mean + EPSILON][:FAILURES_MAX]
+            path = self._first_path(ways, sources, mean, 1 if ledger.builds else len(ledger.hosts))
+            if not path and not ledger.builds:
+                path = self._first_path(ways, may_give[:FAILURES_MAX], math.inf, len(ledger.hosts))
             if not path:
                 break
             if len(path) == 1 and not ledger.may_swap(ledger.hosts[path[0][1]].name, ledger.hosts[path[0][2]].name):
@@ -229,24 +238,33 @@ class Balance:
                     ways[source].setdefault(target, []).append(partition)
         return ways
 
-    def _path(self, ways: list[dict[int, list[PartitionView]]], source: int) -> list[tuple[PartitionView, int, int]]:
-        """The shortest way on which `source` gets rid of a primary to a host that has two fewer for its weight."""
+    def _first_path(
+        self, ways: list[dict[int, list[PartitionView]]], sources: Sequence[int], below: float, legs_max: int
+    ) -> list[tuple[PartitionView, int, int]]:
+        return next(filter(None, (self._path(ways, source, below, legs_max) for source in sources)), [])
+
+    def _path(
+        self, ways: list[dict[int, list[PartitionView]]], source: int, below: float, legs_max: int
+    ) -> list[tuple[PartitionView, int, int]]:
+        """The shortest way on which `source` gets rid of a primary to a host that has two fewer for its weight, and fewer than `below`."""
         ledger = self._ledger
         primaries, weights = ledger.primaries, ledger.weights
         share = primaries[source] / weights[source]
         came_from = {source: source}
-        queue = deque([source])
+        queue = deque([(source, 1)])
         while queue:
-            here = queue.popleft()
+            here, leg = queue.popleft()
             for there, partitions in ways[here].items():
                 while partitions and partitions[-1].id in self._taken:
                     partitions.pop()
                 if there in came_from or not partitions:
                     continue
                 came_from[there] = here
-                if share > (primaries[there] + 1) / weights[there] + EPSILON:
+                load = primaries[there] / weights[there]
+                if load < below - EPSILON and share > load + 1 / weights[there] + EPSILON:
                     return self._trace(ways, came_from, there)
-                queue.append(there)
+                if leg < legs_max:
+                    queue.append((there, leg + 1))
         return []
 
     def _trace(
