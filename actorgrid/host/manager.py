@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -21,6 +20,7 @@ from actorgrid import ambient
 from actorgrid.errors import ActorGridError, DeadlineExceededError, HostUnavailableError, NotPrimaryError, RequestError
 from actorgrid.host.bootstrap import SYSTEM_PARTITION
 from actorgrid.host.labels import problems_of, say
+from actorgrid.host.moves import Moves, Order
 from actorgrid.host.partition import HostedPartition
 from actorgrid.host.reports import REPLICAS_UNLIMITED, HostRecord, HostReport, Overview, decode_report
 from actorgrid.wire.messages import HostInfo
@@ -32,21 +32,14 @@ STATE_ADDRESS: Final = "actorgrid.System\0placement"
 TICK_S: Final = 0.25
 #: Between two looks at all hosts, however much there is to do.
 TICK_LEAST_S: Final = 0.1
-#: Hosts that take long to report are busy, and calls go first: then moves come as much more slowly, up to so slowly.
-TICK_BUSY_FACTOR: Final = 8.0
+#: Hosts that take long to report are busy, and calls go first: between two ticks is so many times what the reports took, up to a limit.
+TICK_BUSY_FACTOR: Final = 20.0
 TICK_BUSY_MAX_S: Final = 1.0
 TICK_LEAST_PER_HOST_S: Final = 0.001
 REPORT_TIMEOUT_S: Final = 1.0
-#: Swaps wait for turns to end, builds for the host that is to build.
-ORDER_TIMEOUT_S: Final = 5.0
-#: Moves that are remembered, for operators: not part of any decision.
-MOVES_REMEMBERED: Final = 1000
 STATE_TIMEOUT_S: Final = 5.0
 NAME_MAX: Final = 256
 FAILED_PAUSE_S: Final = 1.0
-#: After an order was refused, doubled with each one in a row.
-REFUSED_PAUSE_S: Final = 0.1
-REFUSED_PAUSE_MAX_S: Final = 5.0
 #: An emptied host that was to be removed is forgotten after it has been down for so long.
 FORGET_AFTER_S: Final = 3.0
 
@@ -99,23 +92,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(PlacementState).decode
 
 
-class Move(Struct):
-    """Something that was ordered, for operators.
-
-    :ivar at_ms: date
-    :ivar outcome: empty while it is under way, ``done``, or why it came to nothing
-    """
-
-    number: int
-    at_ms: int
-    partition: int
-    what: str
-    host: str
-    why: str
-    outcome: str = ""
-    seconds: float = 0.0
-
-
 class ManagerOwner(Protocol):
     """What a manager needs of its host."""
 
@@ -134,14 +110,13 @@ class ManagerOwner(Protocol):
 class Manager:
     """The manager of one host; in office only while that is primary of the system partition.
 
-    :ivar moves: the last orders
-    :ivar moves_total: orders given in this life of the host
+    :ivar moves: what it has ordered
     """
 
     def __init__(
         self, owner: ManagerOwner, me: str, limits: Limits, *, replica_set_size: int, partition_count: int, date_ms: Callable[[], int]
     ) -> None:
-        self.moves: deque[Move] = deque(maxlen=MOVES_REMEMBERED)
+        self.moves = Moves(owner.ask_host, date_ms)
         self.plan: Plan | None = None
         self._owner = owner
         self._me = me
@@ -154,15 +129,10 @@ class Manager:
         self._state = PlacementState()  # as it is committed ...
         self._logged = self._state  # ... and as it will be
         self._epoch = 0
-        self._refused: dict[int, tuple[int, float]] = {}  # partition -> (orders refused in a row, no other one before)
         self._strangers: set[tuple[str, int, int, int, int]] = set()
-        self._last_move = 0
-        self._under_way: dict[int, tuple[str, asyncio.Task[None]]] = {}
-        self.moves_total = 0
         self._wants_rebalance = False
         self._changing = asyncio.Lock()
         self._left_s: dict[str, float] = {}  # since when it is known that a node's own host wants to leave
-        self._order_over = asyncio.Event()
         self._gather_s = 0.0  # what the last look at all hosts took
 
     # -- the loop
@@ -191,21 +161,29 @@ class Manager:
 
     async def _pause(self, began_s: float) -> None:
         """Until the next tick: sooner when an order is over, since then there may be another one to give."""
-        busy_s = min(TICK_BUSY_MAX_S, TICK_BUSY_FACTOR * self._gather_s)
-        least_s = max(TICK_LEAST_S, TICK_LEAST_PER_HOST_S * len(self._state.hosts), busy_s)
-        self._order_over.clear()
-        await asyncio.sleep(least_s)
+        self.moves.one_is_done.clear()
+        await asyncio.sleep(self._tick_least_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, TICK_S - (ambient.monotonic() - began_s))):
-                await self._order_over.wait()
+                await self.moves.one_is_done.wait()
+
+    @property
+    def _tick_least_s(self) -> float:
+        """Between two ticks."""
+        busy_s = min(TICK_BUSY_MAX_S, TICK_BUSY_FACTOR * self._gather_s)
+        return max(TICK_LEAST_S, TICK_LEAST_PER_HOST_S * len(self._state.hosts), busy_s)
+
+    @property
+    def _limits_now(self) -> Limits:
+        """With what a build and a swap take at the pace of now: a host gets one of each with a tick, a removal follows with the next."""
+        tick_s = self._tick_least_s
+        limits = self._limits
+        return msgspec.structs.replace(limits, build_overhead_s=max(limits.build_overhead_s, 2 * tick_s), swap_s=max(limits.swap_s, tick_s))
 
     def _leave_office(self) -> None:
         self._overview = self._observation = self.plan = None
-        self._refused.clear()
+        self.moves.forget()
         self._strangers.clear()
-        for _, task in self._under_way.values():
-            task.cancel()
-        self._under_way.clear()
 
     async def _tick(self, system: HostedPartition) -> None:
         if self._overview is None or self._epoch != system.replica.epoch:
@@ -224,21 +202,19 @@ class Manager:
         await self._welcome_back(overview)
         await self._keep_roster(overview)
         self._observation = observation = self._observe(overview, now_s)
-        limits = self._limits
+        limits = self._limits_now
         if self._wants_rebalance:
             limits = msgspec.structs.replace(limits, quiet_s=0.0)
         self.plan = make_plan(observation, limits)
         if self._wants_rebalance and not self.plan.commands:
             self._wants_rebalance = False
-        for command in self.plan.commands:
-            self._order(command)
+        orders = [order for command in self.plan.commands if (order := self._order_of(command)) is not None]
         strangers = set(overview.strangers())
         # Seen twice: what was just installed may know of itself a moment before its primary's next report does.
         for host, partition, incarnation, epoch, version in sorted(strangers & self._strangers):
-            if self._may_order(partition):
-                arguments = {"partition": partition, "incarnation": incarnation, "epoch": epoch, "version": version}
-                why = f"configuration {version} does not name it"
-                self._begin(partition, "drop", host, host, arguments, why)
+            arguments = {"partition": partition, "incarnation": incarnation, "epoch": epoch, "version": version}
+            orders.append(Order(partition, "drop", host, host, arguments, f"configuration {version} does not name it"))
+        self.moves.order(orders, self._tick_least_s)
         self._strangers = strangers
 
     def _take_office(self, system: HostedPartition) -> None:
@@ -340,21 +316,19 @@ class Manager:
             nodes=self._state.nodes,
             replica_set_size=self._replica_set_size,
             partition_count=self._partition_count,
-            busy={partition: order for partition, (order, _) in self._under_way.items()},
+            busy=self.moves.under_way(),
             frozen_why=self._state.frozen_why,
             constraint_of=lambda partition: self._state.constraints.get(partition, self._state.constraint),
         )
 
     # -- orders
 
-    def _order(self, command: Command) -> None:
+    def _order_of(self, command: Command) -> Order | None:
         overview = self._overview
         assert overview is not None
-        if not self._may_order(command.partition):
-            return
         led = overview.led(command.partition)
         if led is None:
-            return
+            return None
         arguments: dict[str, Any] = {"partition": command.partition, "version": command.version, "host": command.host}
         match command:
             case Build():
@@ -363,48 +337,7 @@ class Manager:
                 verb = "swap"
             case Remove():
                 verb, arguments["incarnation"] = "remove", command.incarnation
-        self._begin(command.partition, verb, command.host, led[1], arguments, command.why)
-
-    def _may_order(self, partition: int) -> bool:
-        """Whether no order is under way for it, and none was refused a moment ago."""
-        return partition not in self._under_way and ambient.monotonic() >= self._refused.get(partition, (0, 0.0))[1]
-
-    def _begin(self, partition: int, verb: str, host: str, asked: str, arguments: dict[str, Any], why: str) -> None:
-        self.moves_total += 1
-        # By date, so that those of the next manager have higher numbers.
-        self._last_move = max(self._last_move + 1, self._date_ms() * 1000)
-        move = Move(self._last_move, self._date_ms(), partition, verb, host, why)
-        self.moves.append(move)
-        task = asyncio.get_running_loop().create_task(self._carry_out(move, asked, arguments), name=f"order {verb} {partition}")
-        self._under_way[partition] = verb, task
-
-        def over(done: asyncio.Task[None]) -> None:
-            if move.outcome == "done":
-                self._order_over.set()
-            if self._under_way.get(partition) == (verb, done):
-                del self._under_way[partition]
-
-        task.add_done_callback(over)
-
-    async def _carry_out(self, move: Move, asked: str, arguments: dict[str, Any]) -> None:
-        began_s = ambient.monotonic()
-        try:
-            await self._owner.ask_host(asked, move.what, arguments, ORDER_TIMEOUT_S)
-            move.outcome = "done"
-            self._refused.pop(move.partition, None)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the order has come to nothing, and is decided anew
-            move.outcome = str(error) or type(error).__name__
-            times = self._refused.get(move.partition, (0, 0.0))[0] + 1
-            self._refused[move.partition] = times, ambient.monotonic() + min(REFUSED_PAUSE_MAX_S, REFUSED_PAUSE_S * 2**times)
-        except asyncio.CancelledError:
-            move.outcome = "the manager has left office"
-            raise
-        finally:
-            move.seconds = round(ambient.monotonic() - began_s, 4)
-            logger.info(
-                "move partition=%d what=%s host=%s seconds=%.3f outcome=%s why=%s",
-                move.partition, move.what, move.host, move.seconds, move.outcome, move.why,
-            )  # fmt: skip
+        return Order(command.partition, verb, command.host, led[1], arguments, command.why)
 
     # -- what operators want
 
@@ -442,7 +375,7 @@ class Manager:
                 since = arguments.get("since", 0)
                 if not isinstance(since, int):
                     raise RequestError(f"since must be the number of a move, got {since!r:.100}")
-                return {"moves": [msgspec.to_builtins(move) for move in self.moves if move.number > since or not move.outcome]}
+                return {"moves": [msgspec.to_builtins(move) for move in self.moves.last if move.number > since or not move.outcome]}
             case "rebalance":
                 return self._rebalance(observation, dry_run=bool(arguments.get("dry_run")))
             case "freeze":
@@ -542,7 +475,7 @@ class Manager:
         nodes = [
             msgspec.structs.replace(view, intent=wanted, intent_no=1 << 30) if view.name == node else view for view in observation.nodes
         ]
-        plan = make_plan(msgspec.structs.replace(observation, nodes=nodes), self._limits)
+        plan = make_plan(msgspec.structs.replace(observation, nodes=nodes), self._limits_now)
         row = self._row(next(drain for drain in plan.drains if drain.node == node))
         return {**row, "state": "estimate"}
 
@@ -554,7 +487,7 @@ class Manager:
             lines = explain(observation, number, self._limits)
         except KeyError:
             raise RequestError(f"there is no partition {number}") from None
-        moves = [msgspec.to_builtins(move) for move in self.moves if move.partition == number]
+        moves = [msgspec.to_builtins(move) for move in self.moves.last if move.partition == number]
         return {"partition": number, "lines": lines, "moves": moves[-10:]}
 
     def _rebalance(self, observation: Observation, *, dry_run: bool) -> dict[str, Any]:
@@ -617,7 +550,7 @@ class Manager:
         """Decide anew on what is known, so that the answer to an operator tells of what was just asked for."""
         if self._overview is not None:
             self._observation = self._observe(self._overview, ambient.monotonic())
-            self.plan = make_plan(self._observation, self._limits)
+            self.plan = make_plan(self._observation, self._limits_now)
 
     # -- rows
 

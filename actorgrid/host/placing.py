@@ -183,7 +183,7 @@ class Placing:
     @property
     def moves_total(self) -> int:
         """Orders given as manager in this life."""
-        return self._manager.moves_total
+        return self._manager.moves.total
 
     @staticmethod
     def knows(verb: str) -> bool:

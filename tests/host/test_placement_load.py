@@ -48,7 +48,7 @@ class Capacities(Grid):
 
     def moves(self):
         """What was ordered, whoever was manager then: the system partition's primary may be swapped too."""
-        return [move for host in self.up for move in host._placing._manager.moves]
+        return [move for host in self.up for move in host._placing._manager.moves.last]
 
 
 @contextlib.asynccontextmanager

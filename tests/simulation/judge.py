@@ -650,8 +650,8 @@ class Judge:
             for drain in (manager.plan.drains if manager.plan is not None else ())
             for pending in drain.pending
             if pending.rule is Rule.PRIMARY_HERE
-            and pending.partition not in manager._under_way
-            and pending.partition not in manager._refused
+            and pending.partition not in manager.moves.under_way()
+            and pending.partition not in manager.moves._refused
         }
         for each in [each for each in waiting if each not in said]:
             del waiting[each]
