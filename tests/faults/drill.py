@@ -86,7 +86,7 @@ class Operator:
 
     def __init__(self, hosts: GridProcesses) -> None:
         self.hosts = hosts
-        self.moves: dict[tuple[int, int], dict[str, Any]] = {}
+        self.moves: dict[int, dict[str, Any]] = {}  # by number
         self.estimated_s = 0.0  # what the drains begun since this was set to 0 were to take, together
         #: Date less monotonic clock, ms: the manager tells dates.
         self._offset_ms = time.time_ns() / 1e6 - time.monotonic_ns() / 1e6
@@ -112,7 +112,7 @@ class Operator:
                 answer = await self.ask("moves", since=0)
                 for move in answer["moves"]:
                     began_ns = int((move["at_ms"] - self._offset_ms) * 1e6)
-                    self.moves[began_ns, move["partition"]] = {**move, "began_ns": began_ns}
+                    self.moves[move["number"]] = {**move, "began_ns": began_ns}
             except ActorGridError:
                 pass
             await asyncio.sleep(0.3)
