@@ -58,13 +58,13 @@ async def measure(
     :raises TimeoutError: a load does not end: some call has neither an answer nor a deadline
     """
     if warm_up_s > 0:
-        await _in_time(loader, warm_up_s)
+        await in_time(loader, warm_up_s)
     measured: list[Run] = []
     latencies = Latencies()
     load: Load | None = None
     for _ in range(runs):
         watch, meter = MachineWatch(), CpuMeter(pids())
-        load = await _in_time(loader, duration_s)
+        load = await in_time(loader, duration_s)
         used_s = meter.used_s()
         if not load.calls:
             raise RuntimeError(f"{row.name}: no call was answered; errors: {load.errors or 'none'}")
@@ -80,7 +80,11 @@ async def measure(
     return load
 
 
-async def _in_time(loader: Loader, duration_s: float) -> Load:
+async def in_time(loader: Loader, duration_s: float) -> Load:
+    """The load, for so long.
+
+    :raises TimeoutError: it does not end: some call has neither an answer nor a deadline
+    """
     try:
         async with asyncio.timeout(duration_s + LATE_S):
             return await loader(duration_s)

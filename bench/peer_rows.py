@@ -1,4 +1,4 @@
-"""Rows of other systems: the same operations at the same concurrency, after the grid's own, in the same run."""
+"""Rows of other systems: the same operations at the same concurrency, in the same run; of many callers in turns with a grid."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench.bench import Bench, quiet_collector
+from bench.beside import GridBeside, times_of
 from bench.load import Load
 from bench.machine import CpuMeter, MachineWatch
 from bench.measure import measure, points_of, run_of
 from bench.peers import MissingPeerError, Peer, known
+from bench.ratios import LIMIT_SYSTEM
 from bench.results import Faults, Mark, Missing, Row
 from bench.scenarios.faults import callers
+from bench.turns import Line, take_turns
 
+#: Of a row that is measured in turns: each takes that part of the row's time.
+ROUNDS = 3
 #: Long enough to see the end of a gap of several seconds.
 FAULT_S = 8.0
 KILL_AFTER_S = 2.0
@@ -42,8 +47,13 @@ def choose(text: str) -> list[str]:
     return wanted
 
 
-async def measure_peer(bench: Bench, name: str, scenarios: Iterable[str], *, on_error: Callable[[Missing], None]) -> None:
-    """Add the rows of one peer; what cannot be measured is told to `on_error`, and is no row."""
+async def measure_peer(
+    bench: Bench, name: str, scenarios: Iterable[str], *, on_error: Callable[[Missing], None], beside: GridBeside | None = None
+) -> None:
+    """Add the rows of one peer; what cannot be measured is told to `on_error`, and is no row.
+
+    :param beside: takes turns with it where there is more than one caller
+    """
     peer = known()[name]()
     wanted = set(scenarios)
     operations = [each for each in peer.operations if each in wanted or each == "echo"]
@@ -60,7 +70,10 @@ async def measure_peer(bench: Bench, name: str, scenarios: Iterable[str], *, on_
                 await peer.load("write", in_flight=FILLERS, duration_s=FILL_S)
             for operation in operations:
                 for in_flight in bench.options.concurrency:
-                    await _row(bench, peer, operation, in_flight)
+                    if beside is not None and in_flight > 1:
+                        await _row_in_turns(bench, peer, operation, in_flight, beside)
+                    else:
+                        await _row(bench, peer, operation, in_flight)
             if "write" in peer.operations and is_faulty:
                 await _fault_row(bench, peer)
         finally:
@@ -94,6 +107,21 @@ async def _row(bench: Bench, peer: Peer, operation: str, in_flight: int) -> None
 
     with quiet_collector():
         await measure(row, load, pids=peer.pids, duration_s=options.duration_s, runs=options.runs, warm_up_s=options.warm_up_s)
+    bench.rows.append(row)
+
+
+async def _row_in_turns(bench: Bench, peer: Peer, operation: str, in_flight: int, beside: GridBeside) -> None:
+    bench.say(f"{peer.name}: {operation}, {in_flight:,} in flight, in turns with a grid")
+
+    async def load(duration_s: float) -> Load:
+        return await peer.load(operation, in_flight=in_flight, duration_s=duration_s)
+
+    theirs = Line(_row_of(peer, operation, operation, in_flight), load, peer.pids)
+    ours = {each: await beside.line(each, in_flight) for each in (("write", "read") if operation == LIMIT_SYSTEM else (operation,))}
+    turn_s = bench.options.duration_s / ROUNDS
+    await take_turns([theirs, *ours.values()], rounds=ROUNDS, turn_s=turn_s, warm_up_s=bench.options.warm_up_s)
+    row = theirs.fill_in()
+    row.beside = {each: times_of(line, theirs) for each, line in ours.items()}
     bench.rows.append(row)
 
 

@@ -1,4 +1,7 @@
-"""How many times another system's rate, and how much less processor time, in the same run at the same concurrency."""
+"""How many times another system's rate, and how much less processor time, in the same run at the same concurrency.
+
+Of turns that followed one another where there were such; else of rows that may be minutes apart, in which a shared machine changes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Sequence
 from bench.results import OURS, Row
 
 LIMIT_SYSTEM = "echo"
+#: The grid's turns between those of peers.
+BESIDE = "beside"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -17,6 +22,7 @@ class Ratio:
     :ivar rate: our calls/s divided by theirs
     :ivar cpu: their CPU per call divided by ours
     :ivar p50: their median latency divided by ours
+    :ivar is_beside: they took turns
     """
 
     operation: str
@@ -27,6 +33,7 @@ class Ratio:
     rate: float
     cpu: float
     p50: float
+    is_beside: bool = False
 
     @property
     def is_limit(self) -> bool:
@@ -42,6 +49,14 @@ def ratios_of(rows: Sequence[Row]) -> list[Ratio]:
             continue
         for operation in ("write", "read"):
             if theirs.operation not in (operation, LIMIT_SYSTEM):
+                continue
+            beside = theirs.beside.get(operation)
+            if beside is not None:
+                ours = ours_of(rows, operation, theirs.in_flight, payload_bytes=theirs.payload_bytes, scenario=BESIDE)
+                assert ours is not None, f"{theirs.name} of {theirs.system} took turns with nobody"
+                found.append(
+                    Ratio(operation, theirs.system, theirs.in_flight, ours, theirs, beside.rate, beside.cpu, beside.p50, is_beside=True)
+                )
                 continue
             ours = ours_of(rows, operation, theirs.in_flight, payload_bytes=theirs.payload_bytes)
             if ours is not None and theirs.calls_per_s and ours.cpu_us_per_call and ours.p50_ms:
@@ -60,12 +75,21 @@ def ratios_of(rows: Sequence[Row]) -> list[Ratio]:
     return sorted(found, key=lambda each: (each.operation != "write", each.in_flight, -each.rate))
 
 
-def ours_of(rows: Sequence[Row], operation: str, in_flight: int, *, payload_bytes: int | None = None) -> Row | None:
-    """Our row of an operation in a closed loop: the most replicas, one client, that payload; without one asked for the smallest."""
+def ours_of(
+    rows: Sequence[Row], operation: str, in_flight: int, *, payload_bytes: int | None = None, scenario: str | None = None
+) -> Row | None:
+    """Our row of an operation in a closed loop: the most replicas, one client, that payload; without one asked for the smallest.
+
+    :param scenario: None: that of the operation's name
+    """
     found = [
         row
         for row in rows
-        if row.system == OURS and row.scenario == operation and row.loop == "closed" and row.in_flight == in_flight and row.runs
+        if row.system == OURS
+        and (row.scenario, row.operation) == (scenario or operation, operation)
+        and row.loop == "closed"
+        and row.in_flight == in_flight
+        and row.runs
         if payload_bytes in (None, row.payload_bytes)
     ]
     return min(found, key=lambda row: (-row.replicas, row.clients, row.payload_bytes), default=None)

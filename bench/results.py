@@ -103,6 +103,19 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     kind: str = "event"
 
 
+class Times(msgspec.Struct, frozen=True):
+    """How many times as good the grid is as another system, in turns of the same seconds.
+
+    :ivar rate: its calls/s divided by theirs
+    :ivar cpu: their CPU per call divided by its
+    :ivar p50: their median latency divided by its
+    """
+
+    rate: float
+    cpu: float
+    p50: float
+
+
 class Row(msgspec.Struct, kw_only=True):
     """One measured line.
 
@@ -114,6 +127,7 @@ class Row(msgspec.Struct, kw_only=True):
     :ivar load_label: the open loop's rate as it was asked for: "50%" of the peak, or "20000"
     :ivar latencies: HDR histogram (base64, V2) over all runs
     :ivar figures: what else the scenario measured, with the unit last in each name
+    :ivar beside: of a peer that took turns with the grid: the grid's operation -> how it was held against that
     """
 
     scenario: str
@@ -151,6 +165,7 @@ class Row(msgspec.Struct, kw_only=True):
     timeline: list[Point] = []
     marks: list[Mark] = []
     figures: dict[str, float] = {}
+    beside: dict[str, Times] = {}
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +18,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from bench import peer_rows
 from bench.bench import Bench
+from bench.beside import GridBeside
 from bench.machine import commit_of, describe
 from bench.options import Options
-from bench.results import Missing, Results
+from bench.results import Missing, Results, Row
 from bench.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parent.parent
@@ -111,15 +112,36 @@ async def run(jobs: Sequence[Job], shown: Shown, *, budget_s: float = math.inf) 
             await bench.grids.close()
             results.rows += bench.rows
             results.missing += bench.missing
+        if job.peers:
+            results.rows += await _measure_peers(job, shown, missing, ends_s, budget_s)
+    return results
+
+
+async def _measure_peers(job: Job, shown: Shown, missing: Callable[[Missing], None], ends_s: float, budget_s: float) -> list[Row]:
+    """The rows of a job's peers, and of the grid that takes turns with them; they go without it if it does not start."""
+    rows: list[Row] = []
+    grid = Bench(job.options, shown.say)
+    beside: GridBeside | None = GridBeside(grid)
+    try:
         for name in job.peers:
             if time.monotonic() > ends_s:
                 missing(Missing(name, f"the {budget_s:.0f} s were over"))
                 continue
+            if beside is not None and not beside.is_open:
+                try:
+                    await beside.open()
+                except Exception as error:  # noqa: BLE001 - as above
+                    missing(Missing("the grid beside the peers", f"{type(error).__name__}: {error}"[:600]))
+                    beside = None
             peers = Bench(job.options, shown.say)
-            await peer_rows.measure_peer(peers, name, job.compared or job.scenarios, on_error=missing)
-            results.rows += peers.rows
+            await peer_rows.measure_peer(peers, name, job.compared or job.scenarios, on_error=missing, beside=beside)
+            rows += peers.rows
             shown.advance()
-    return results
+        if beside is not None:
+            rows += await beside.rows()
+    finally:
+        await grid.grids.close()
+    return rows
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -65,11 +65,12 @@ def ratios_table(rows: Sequence[Row]) -> Table | None:
     if not ratios:
         return None
     table = Table("operation", "against", title="times as good as the other (echo: the limit)", title_justify="left")
-    for name in ("in flight", "our replicas", "rate", "CPU per call", "p50"):
+    for name in ("in flight", "measured", "our replicas", "rate", "CPU per call", "p50"):
         table.add_column(name, justify="right")
     for each in ratios:
         cells = (f"{number(value)} x" for value in (each.rate, each.cpu, each.p50))
-        table.add_row(each.operation, each.system, f"{each.in_flight:,}", str(each.ours.replicas), *cells)
+        measured = "in turns" if each.is_beside else ""
+        table.add_row(each.operation, each.system, f"{each.in_flight:,}", measured, str(each.ours.replicas), *cells)
     return table
 
 

@@ -7,21 +7,17 @@ bare round trip alone differs by a factor of two. Held against each other are th
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
-import statistics
 import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench.bench import Bench, quiet_collector
+from bench.bench import Bench
 from bench.book import Book
 from bench.load import Load, closed_loop
-from bench.machine import CpuMeter, MachineWatch
-from bench.measure import run_of
 from bench.peers import MissingPeerError, Peer, PeerError, known
-from bench.results import Missing, Row, Run
+from bench.results import Missing, Row
 from bench.target import Target
+from bench.turns import Line, median_ratio, take_turns
 from bench.workload import Workload
 
 ROUND_S = 0.5
@@ -33,26 +29,6 @@ BESIDE = {
     ("etcd-3", "read"): ("read", "p50_of_etcd_get"),
     ("echo", "echo"): ("read", "p50_of_bare_round_trip"),
 }
-
-
-@dataclasses.dataclass(slots=True)
-class _Line:
-    """One system's turns of one operation."""
-
-    row: Row
-    load: Callable[[float], Awaitable[Load]]
-    pids: Callable[[], list[int]]
-    runs: list[Run] = dataclasses.field(default_factory=list)
-
-    async def turn(self, *, counts: bool) -> None:
-        watch, meter = MachineWatch(), CpuMeter(self.pids())
-        load = await self.load(ROUND_S)
-        used_s = meter.used_s()
-        if not load.calls:
-            raise RuntimeError(f"{self.row.system}: no call was answered; errors: {load.errors or 'none'}")
-        if counts:
-            self.runs.append(run_of(load, used_s, watch))
-            self.row.failed += load.failed
 
 
 async def one(bench: Bench) -> None:
@@ -73,18 +49,14 @@ async def one(bench: Bench) -> None:
         lines = [*ours.values(), *theirs.values()]
         rounds = max(ROUNDS, bench.options.runs)
         bench.say(f"one: {', '.join(f'{each.row.system} {each.row.operation}' for each in lines)}, {rounds} rounds")
-        with quiet_collector():
-            for number in range(rounds + 1):
-                for line in lines:
-                    await line.turn(counts=number > 0)
-    for line in lines:
-        line.row.fill(line.runs)
+        await take_turns(lines, rounds=rounds, turn_s=ROUND_S, warm_up_s=ROUND_S)
+    found = [line.fill_in() for line in lines]
     for place, line in theirs.items():
         operation, name = BESIDE[place]
         mine = ours[operation]
-        mine.row.figures[name] = statistics.median(a.p50_ms / b.p50_ms for a, b in zip(mine.runs, line.runs, strict=True))
+        mine.row.figures[name] = median_ratio(mine.runs, line.runs, lambda run: run.p50_ms)
     ours["write"].row.faults = await bench.judge(target, workloads["write"], books["write"], before)
-    bench.rows += [line.row for line in lines]
+    bench.rows += found
 
 
 async def _started(bench: Bench, stack: contextlib.AsyncExitStack, name: str) -> Peer | None:
@@ -101,20 +73,20 @@ async def _started(bench: Bench, stack: contextlib.AsyncExitStack, name: str) ->
     return peer
 
 
-def _of_grid(bench: Bench, target: Target, workload: Workload, book: Book) -> _Line:
+def _of_grid(bench: Bench, target: Target, workload: Workload, book: Book) -> Line:
     call = workload.call(target.client)
 
     async def load(duration_s: float) -> Load:
         return await closed_loop(call, in_flight=1, duration_s=duration_s, book=book if workload.changes else None, timeline=False)
 
-    return _Line(bench.row(target, workload, "one", workload.kind, in_flight=1), load, target.pids)
+    return Line(bench.row(target, workload, "one", workload.kind, in_flight=1), load, target.pids)
 
 
-def _of_peer(peer: Peer, operation: str) -> _Line:
+def _of_peer(peer: Peer, operation: str) -> Line:
     async def load(duration_s: float) -> Load:
         return await peer.load(operation, in_flight=1, duration_s=duration_s)
 
     row = Row(
         scenario="one", operation=operation, system=peer.name, durability=f"{peer.what}; {peer.durability}", actors=peer.actors, in_flight=1
     )
-    return _Line(row, load, peer.pids)
+    return Line(row, load, peer.pids)

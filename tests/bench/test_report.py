@@ -1,11 +1,12 @@
 from html.parser import HTMLParser
 
+import msgspec
 import pytest
 
 from bench.latencies import Latencies
 from bench.ratios import ratios_of
 from bench.report import cards_of, write_report
-from bench.results import Faults, FormatError, Mark, Missing, Point
+from bench.results import Faults, FormatError, Mark, Missing, Point, Row, Times
 
 from .conftest import make_results, make_row
 
@@ -107,6 +108,20 @@ def test_one_caller_has_a_card_with_what_it_was_measured_beside():
 
 def test_rows_with_another_payload_are_not_held_against_each_other():
     assert ratios_of([make_row(payload_bytes=1000), make_row(system="etcd-3", rate=8000.0)]) == []
+
+
+def test_of_a_peer_that_took_turns_with_the_grid_the_turns_ratio_counts():
+    made = [
+        make_row(in_flight=64, rate=40_000.0),
+        make_row("beside", operation="write", in_flight=64, rate=20_000.0),
+        make_row(system="etcd-3", in_flight=64, rate=8000.0, beside={"write": Times(rate=2.5, cpu=3.0, p50=1.5)}),
+    ]
+    (ratio,) = ratios_of(made)
+    assert (ratio.rate, ratio.cpu, ratio.p50) == (2.5, 3.0, 1.5)
+    assert ratio.is_beside
+    assert ratio.ours.scenario == "beside"
+    back = msgspec.json.decode(msgspec.json.encode(made), type=list[Row])
+    assert back[2].beside == made[2].beside
 
 
 def test_ratios_are_taken_at_the_same_concurrency_and_the_echo_is_a_limit_of_both():

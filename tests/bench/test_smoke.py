@@ -6,8 +6,10 @@ import gc
 import pytest
 import uvloop
 
+from bench.beside import GridBeside
 from bench.options import Options, Rate
 from bench.peers import MissingPeerError
+from bench.ratios import ratios_of
 from bench.report import write_report
 from bench.results import read
 from bench.runner import Job, run
@@ -86,6 +88,45 @@ def test_one_caller_takes_turns_with_a_bare_round_trip_and_goes_on_without_etcd(
     assert faults is not None
     assert faults.acknowledged > 20
     assert (faults.lost, faults.doubled) == (0, 0)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_peer_takes_turns_with_a_grid_whose_changes_are_read_back(tmp_path):
+    options = Options(duration_s=0.6, warm_up_s=0.1, concurrency=(1, 16), actors=200, partitions=(8,))
+    results = uvloop.run(run([Job((), options, ("echo",), compared=("write", "read"))], Silent()))
+    assert results.missing == []
+    rows = {(row.scenario, row.operation, row.system, row.in_flight): row for row in results.rows}
+    assert set(rows) == {
+        ("echo", "echo", "echo", 1),
+        ("echo", "echo", "echo", 16),
+        ("beside", "write", "actorgrid", 16),
+        ("beside", "read", "actorgrid", 16),
+    }
+    echo, write = rows["echo", "echo", "echo", 16], rows["beside", "write", "actorgrid", 16]
+    assert rows["echo", "echo", "echo", 1].beside == {}
+    assert set(echo.beside) == {"write", "read"}
+    assert 0 < echo.beside["write"].rate < echo.beside["read"].rate < 1
+    assert len(echo.runs) == len(write.runs) == 3
+    assert write.faults is not None
+    assert write.faults.acknowledged > 20
+    assert (write.faults.lost, write.faults.doubled) == (0, 0)
+    told = {(each.operation, each.in_flight): each for each in ratios_of(results.rows)}
+    assert set(told) == {("write", 16), ("read", 16)}
+    assert told["read", 16].rate == echo.beside["read"].rate
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_peers_go_without_a_grid_that_does_not_start(monkeypatch):
+    async def fails(self):
+        raise OSError("no room")
+
+    monkeypatch.setattr(GridBeside, "open", fails)
+    options = Options(duration_s=0.2, warm_up_s=0.1, concurrency=(16,))
+    results = uvloop.run(run([Job((), options, ("echo",), compared=("read",))], Silent()))
+    assert [(each.what, each.why) for each in results.missing] == [("the grid beside the peers", "OSError: no room")]
+    assert [(row.system, row.beside) for row in results.rows] == [("echo", {})]
 
 
 @pytest.mark.cluster
