@@ -166,6 +166,29 @@ def explain_command(
         common.write_line(f"  {_when(move)} {move['what']} {move['host']}: {move['why']} ({move['outcome'] or 'under way'})")
 
 
+class EndedMoves:
+    """Each move once, when it is over. They end in another order than they began.
+
+    :ivar since: of all up to this number it was told that they are over
+    """
+
+    def __init__(self) -> None:
+        self.since = 0
+        self._told: set[int] = set()  # of those behind `since`
+
+    def take(self, moves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What is over and was not told yet.
+
+        :param moves: all behind `since`, and all that are under way
+        """
+        ended = [move for move in moves if move["outcome"] and move["number"] not in self._told]
+        self._told.update(move["number"] for move in ended)
+        under_way = [move["number"] for move in moves if not move["outcome"]]
+        self.since = max(self.since, min(under_way) - 1 if under_way else max(self._told, default=0))
+        self._told = {number for number in self._told if number > self.since}
+        return ended
+
+
 def moves_command(
     watch: Annotated[bool, typer.Option("--watch", help="Go on until interrupted.")] = False,
     address: common.AddressOption = None,
@@ -174,12 +197,11 @@ def moves_command(
 ) -> None:
     """Show what the placement manager has ordered since it took office."""
     console = new_console()
-    seen = 0
+    ended = EndedMoves()
     with common.errors_told():
         while True:
-            moves = ask_or_fail(address, data, "moves", {"since": seen})["moves"]
-            over = [move for move in moves if move["outcome"] or not watch]
-            for move in over:
+            moves = ask_or_fail(address, data, "moves", {"since": ended.since})["moves"]
+            for move in ended.take(moves) if watch else moves:
                 if as_json:
                     write_json(move)
                 else:
@@ -188,7 +210,6 @@ def moves_command(
                         f"{_when(move)} partition {move['partition']}: {move['what']} {move['host']} in {move['seconds']:.3f} s, {outcome}"
                     )
                     console.print(f"{line}: {move['why']}", highlight=False, markup=False)
-                seen = max(seen, move["number"])
             if not watch:
                 return
             time.sleep(LOOK_S)

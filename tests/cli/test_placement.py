@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 from plain_grid import begin, nodes, run
+
+from actorgrid.cli.placement import EndedMoves
 
 DEADLINE_S = 30.0
 
@@ -63,3 +66,28 @@ def test_what_makes_no_sense_is_wrong_usage(address: str) -> None:
         (("explain", "77"), "there is no partition 77"),
     ):
         assert why in run(*args, "--address", address, code=2).output
+
+
+def test_every_move_is_told_once_it_is_over_in_whatever_order_they_end() -> None:
+    def row(number: int, outcome: str = "") -> dict[str, Any]:
+        return {"number": number, "outcome": outcome}
+
+    def asked(known: list[dict[str, Any]], since: int) -> list[dict[str, Any]]:
+        return [move for move in known if move["number"] > since or not move["outcome"]]  # as a manager answers
+
+    ended = EndedMoves()
+    told: list[int] = []
+    for known in (
+        [],
+        [row(11), row(12), row(13)],
+        [row(11), row(12, "done"), row(13)],
+        [row(11), row(12, "done"), row(13, "done"), row(14)],
+        [row(11, "no"), row(12, "done"), row(13, "done"), row(14)],
+        [row(11, "no"), row(12, "done"), row(13, "done"), row(14, "done")],
+        [row(20), row(21, "done")],  # of the next manager
+        [row(20, "done"), row(21, "done")],
+        [row(20, "done"), row(21, "done")],
+    ):
+        told += [move["number"] for move in ended.take(asked(known, ended.since))]
+    assert told == [12, 13, 11, 14, 21, 20]
+    assert ended.since == 21
