@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bench.bench import Bench
 from bench.load import Load, closed_loop
 from bench.ratios import BESIDE
@@ -15,6 +17,7 @@ class GridBeside:
 
     :param bench: of the grid's own
     :ivar is_open: it runs
+    :ivar is_broken: it took turns, and then it failed; peers go on without
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -23,7 +26,7 @@ class GridBeside:
         self._book = self._workloads["write"].book()
         self._before: list[int] = []
         self._lines: dict[tuple[str, int], list[Line]] = {}
-        self.is_open = False
+        self.is_open = self.is_broken = False
 
     async def open(self) -> None:
         target = await self._bench.grids.of(self._bench.shape())
@@ -44,8 +47,8 @@ class GridBeside:
         self._lines.setdefault((operation, in_flight), []).append(line)
         return line
 
-    async def rows(self) -> list[Row]:
-        """A row for each operation and concurrency, of all turns; everything that was written is read back."""
+    def rows(self) -> list[Row]:
+        """A row for each operation and concurrency, of all turns."""
         found: list[Row] = []
         for lines in self._lines.values():
             whole = lines[0]
@@ -53,13 +56,18 @@ class GridBeside:
                 whole.runs += line.runs
                 whole.latencies.merge(line.latencies)
                 whole.row.failed += line.row.failed
+                for name, count in line.row.errors.items():
+                    whole.row.errors[name] = whole.row.errors.get(name, 0) + count
             if whole.runs:
                 found.append(whole.fill_in())
-        changed = [row for row in found if row.operation == "write"]
+        return found
+
+    async def judge(self, rows: Sequence[Row]) -> None:
+        """Read everything back that was written in all turns; the last row of changes tells what came of it."""
+        changed = [row for row in rows if row.operation == "write"]
         if changed:
             target = await self._bench.grids.of(self._bench.shape())
             changed[-1].faults = await self._bench.judge(target, self._workloads["write"], self._book, self._before)
-        return found
 
 
 def times_of(ours: Line, theirs: Line) -> Times:

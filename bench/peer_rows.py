@@ -16,11 +16,11 @@ from bench.machine import CpuMeter, MachineWatch
 from bench.measure import measure, points_of, run_of
 from bench.peers import MissingPeerError, Peer, known
 from bench.ratios import LIMIT_SYSTEM
-from bench.results import Faults, Mark, Missing, Row
+from bench.results import OURS, Faults, Mark, Missing, Row
 from bench.scenarios.faults import callers
-from bench.turns import Line, take_turns
+from bench.turns import Line, TurnError, take_turns
 
-#: Of a row that is measured in turns: each takes that part of the row's time.
+#: Turns for each run of a row: each takes that part of the run's time.
 ROUNDS = 3
 #: Long enough to see the end of a gap of several seconds.
 FAULT_S = 8.0
@@ -70,10 +70,16 @@ async def measure_peer(
                 await peer.load("write", in_flight=FILLERS, duration_s=FILL_S)
             for operation in operations:
                 for in_flight in bench.options.concurrency:
-                    if beside is not None and in_flight > 1:
-                        await _row_in_turns(bench, peer, operation, in_flight, beside)
-                    else:
-                        await _row(bench, peer, operation, in_flight)
+                    if beside is not None and not beside.is_broken and in_flight > 1:
+                        try:
+                            await _row_in_turns(bench, peer, operation, in_flight, beside)
+                            continue
+                        except TurnError as error:
+                            if error.system != OURS:
+                                raise
+                            beside.is_broken = True
+                            on_error(without_grid(error))
+                    await _row(bench, peer, operation, in_flight)
             if "write" in peer.operations and is_faulty:
                 await _fault_row(bench, peer)
         finally:
@@ -84,6 +90,11 @@ async def measure_peer(
         on_error(Missing(name, f"failed: {type(error).__name__}: {error}"))
     finally:
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+
+def without_grid(error: Exception) -> Missing:
+    """What is told of a grid that takes no turns with peers."""
+    return Missing("the grid beside the peers", f"{type(error).__name__}: {error}"[:600])
 
 
 def _row_of(peer: Peer, scenario: str, operation: str, in_flight: int) -> Row:
@@ -119,7 +130,7 @@ async def _row_in_turns(bench: Bench, peer: Peer, operation: str, in_flight: int
     theirs = Line(_row_of(peer, operation, operation, in_flight), load, peer.pids)
     ours = {each: await beside.line(each, in_flight) for each in (("write", "read") if operation == LIMIT_SYSTEM else (operation,))}
     turn_s = bench.options.duration_s / ROUNDS
-    await take_turns([theirs, *ours.values()], rounds=ROUNDS, turn_s=turn_s, warm_up_s=bench.options.warm_up_s)
+    await take_turns([theirs, *ours.values()], rounds=ROUNDS * bench.options.runs, turn_s=turn_s, warm_up_s=bench.options.warm_up_s)
     row = theirs.fill_in()
     row.beside = {each: times_of(line, theirs) for each, line in ours.items()}
     bench.rows.append(row)

@@ -51,9 +51,8 @@ def ratios_of(rows: Sequence[Row]) -> list[Ratio]:
             if theirs.operation not in (operation, LIMIT_SYSTEM):
                 continue
             beside = theirs.beside.get(operation)
-            if beside is not None:
-                ours = ours_of(rows, operation, theirs.in_flight, payload_bytes=theirs.payload_bytes, scenario=BESIDE)
-                assert ours is not None, f"{theirs.name} of {theirs.system} took turns with nobody"
+            ours = ours_of(rows, operation, theirs.in_flight, payload_bytes=theirs.payload_bytes, scenario=BESIDE)
+            if beside is not None and ours is not None:
                 found.append(
                     Ratio(operation, theirs.system, theirs.in_flight, ours, theirs, beside.rate, beside.cpu, beside.p50, is_beside=True)
                 )

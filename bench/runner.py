@@ -131,14 +131,20 @@ async def _measure_peers(job: Job, shown: Shown, missing: Callable[[Missing], No
                 try:
                     await beside.open()
                 except Exception as error:  # noqa: BLE001 - as above
-                    missing(Missing("the grid beside the peers", f"{type(error).__name__}: {error}"[:600]))
+                    missing(peer_rows.without_grid(error))
                     beside = None
+                    await grid.grids.close()
             peers = Bench(job.options, shown.say)
             await peer_rows.measure_peer(peers, name, job.compared or job.scenarios, on_error=missing, beside=beside)
             rows += peers.rows
             shown.advance()
         if beside is not None:
-            rows += await beside.rows()
+            turns = beside.rows()
+            rows += turns
+            try:
+                await beside.judge(turns)
+            except Exception as error:  # noqa: BLE001 - as above
+                missing(Missing("what the grid beside the peers has stored", f"{type(error).__name__}: {error}"[:600]))
     finally:
         await grid.grids.close()
     return rows

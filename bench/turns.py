@@ -6,6 +6,7 @@ A machine that is shared is half as fast for minutes at a time. Two loads that r
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,17 @@ from bench.latencies import Latencies
 from bench.machine import CpuMeter, MachineWatch
 from bench.measure import Loader, in_time, run_of
 from bench.results import Row, Run
+
+
+class TurnError(RuntimeError):
+    """A turn came to nothing.
+
+    :ivar system: whose
+    """
+
+    def __init__(self, system: str, why: str) -> None:
+        super().__init__(f"{system}: {why}")
+        self.system = system
 
 
 @dataclasses.dataclass(slots=True)
@@ -34,16 +46,18 @@ class Line:
     async def turn(self, turn_s: float, *, counts: bool) -> None:
         """Load for so long.
 
-        :raises RuntimeError: no call was answered
-        :raises TimeoutError: see `in_time`
+        :raises TurnError: it failed, did not end, or no call was answered in a turn that counts
         """
-        watch, meter = MachineWatch(), CpuMeter(self.pids())
-        load = await in_time(self.load, turn_s)
-        used_s = meter.used_s()
-        if not load.calls:
-            raise RuntimeError(f"{self.row.system}: no call was answered; errors: {load.errors or 'none'}")
+        try:
+            watch, meter = MachineWatch(), CpuMeter(self.pids())
+            load = await in_time(self.load, turn_s)
+            used_s = meter.used_s()
+        except Exception as error:
+            raise TurnError(self.row.system, f"{type(error).__name__}: {error}") from error
         if not counts:
             return
+        if not load.calls:
+            raise TurnError(self.row.system, f"no call was answered; errors: {load.errors or 'none'}")
         self.runs.append(run_of(load, used_s, watch))
         self.latencies.merge(load.latencies)
         self.row.failed += load.failed
@@ -58,13 +72,12 @@ class Line:
 
 
 async def take_turns(lines: Sequence[Line], *, rounds: int, turn_s: float, warm_up_s: float) -> None:
-    """Let each line have a turn, so many rounds, after one that does not count.
+    """Let each line have a turn, so many rounds, after one that does not count (none if `warm_up_s` is 0).
 
-    :raises RuntimeError: a line had no call answered in a turn
-    :raises TimeoutError: a turn did not end
+    :raises TurnError: see `Line.turn`
     """
     with quiet_collector():
-        for line in lines:
+        for line in lines if warm_up_s > 0 else ():
             await line.turn(warm_up_s, counts=False)
         for _ in range(rounds):
             for line in lines:
@@ -72,5 +85,5 @@ async def take_turns(lines: Sequence[Line], *, rounds: int, turn_s: float, warm_
 
 
 def median_ratio(these: Sequence[Run], those: Sequence[Run], what: Callable[[Run], float]) -> float:
-    """Of the rounds, the median of `what` of these divided by that of those."""
-    return statistics.median(what(a) / what(b) for a, b in zip(these, those, strict=True))
+    """Of the rounds, the median of `what` of these divided by that of those; 0 where that was too little to be measured."""
+    return statistics.median(what(a) / (what(b) or math.inf) for a, b in zip(these, those, strict=True))

@@ -10,12 +10,12 @@ import bisect
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 from placement.candidates import satisfies, why_not, zones_of
 from placement.ledger import Ledger
-from placement.observation import PartitionView
+from placement.observation import Intent, PartitionView
 from placement.plan import Build, Command, Swap
 
 EPSILON: Final = 1e-9
@@ -193,28 +193,35 @@ class Balance:
     def _even_primary_counts(self) -> bool:
         """Swap primaries from the hosts with the most to those with the fewest.
 
-        Who has more than what is left to each in the end gives, and who has less takes: nothing goes to where it would have to leave
-        again. While replicas are on their way that is all, since each that arrives opens a direct way. Once none is, swaps go over
-        others where there is no direct way, and where even that leads nowhere, from any host to one that has two fewer.
+        Among hosts that primaries can go between, who has more than their mean gives, and who has less takes: nothing goes to where it
+        would have to leave again. While one that has less gets a replica, only directly: each that arrives opens a direct way. Else over
+        others where there is none, and where that leads nowhere, from any host to one that has two fewer.
         """
         ledger = self._ledger
         primaries, weights = ledger.primaries, ledger.weights
-        mean = sum(primaries) / sum(weights[number] for number in self._numbers)
         ways: list[dict[int, list[PartitionView]]] | None = None
-        uneven = False
+        uneven = is_exact = False
         while ledger.swaps < ledger.limits.swaps_max:
             low = min((primaries[number] + 1) / weights[number] for number in self._numbers)
             over = [number for number in self._numbers if primaries[number] / weights[number] > low + EPSILON]
             if not over:
                 break
-            ways = self._ways() if ways is None else ways
+            if ways is None:
+                ways = self._ways()
+                means = self._means(ways)
+                is_exact = True
+                growing = {means[number] for number in self._numbers if ledger.builds_to[number] and self._is_below(number, means[number])}
             over.sort(key=lambda number: -primaries[number] / weights[number])
             may_give = [number for number in over if ledger.may_swap(ledger.hosts[number].name)]
             self.wants_more |= len(may_give) < len(over)
-            sources = [number for number in may_give if primaries[number] / weights[number] > mean + EPSILON][:FAILURES_MAX]
-            path = self._first_path(ways, sources, mean, 1 if ledger.builds else len(ledger.hosts))
-            if not path and not ledger.builds:
-                path = self._first_path(ways, may_give[:FAILURES_MAX], math.inf, len(ledger.hosts))
+            path: list[tuple[PartitionView, int, int]] = []
+            if is_exact:
+                sources = [number for number in may_give if primaries[number] / weights[number] > means[number] + EPSILON]
+                path = self._path(ways, sources[:FAILURES_MAX], means, growing)
+                is_exact = bool(path)  # what leads nowhere now does not after other swaps: they only lower the highest and raise the lowest
+            if not path:
+                sources = [number for number in may_give if means[number] not in growing]
+                path = self._path(ways, sources[:FAILURES_MAX])
             if not path:
                 break
             if len(path) == 1 and not ledger.may_swap(ledger.hosts[path[0][1]].name, ledger.hosts[path[0][2]].name):
@@ -225,6 +232,38 @@ class Balance:
                 self._swap(partition, source, target, f"{ledger.hosts[path[0][1]].name} has more primaries than its share")
         self.wants_more |= uneven
         return uneven
+
+    def _is_below(self, number: int, mean: float) -> bool:
+        return self._ledger.primaries[number] / self._ledger.weights[number] < mean - EPSILON
+
+    def _means(self, ways: list[dict[int, list[PartitionView]]]) -> list[float]:
+        """For each host: primaries for one unit of weight in its group, those that primaries can go to and from, directly or not.
+
+        With what comes from hosts that give all of theirs away.
+        """
+        ledger = self._ledger
+        near: list[list[int]] = [list(each) for each in ways]
+        for here, each in enumerate(ways):
+            for there in each:
+                near[there].append(here)
+        staying = set(self._numbers)
+        leaving = [number for number, node in enumerate(ledger.nodes) if number not in staying and node.intent > Intent.PAUSE]
+        coming = sum(ledger.primaries[number] for number in leaving) / sum(ledger.weights[number] for number in self._numbers)
+        means = [math.nan] * len(near)
+        for first in self._numbers:
+            if not math.isnan(means[first]):
+                continue
+            group, found = [first], {first}
+            for here in group:  # it grows meanwhile
+                for there in near[here]:
+                    if there not in found:
+                        found.add(there)
+                        group.append(there)
+            counted = [number for number in group if number in staying]
+            mean = coming + sum(ledger.primaries[number] for number in counted) / sum(ledger.weights[number] for number in counted)
+            for number in group:
+                means[number] = mean
+        return means
 
     def _ways(self) -> list[dict[int, list[PartitionView]]]:
         """For each host: to which others primaries of it can go, and which."""
@@ -238,34 +277,54 @@ class Balance:
                     ways[source].setdefault(target, []).append(partition)
         return ways
 
-    def _first_path(
-        self, ways: list[dict[int, list[PartitionView]]], sources: Sequence[int], below: float, legs_max: int
-    ) -> list[tuple[PartitionView, int, int]]:
-        return next(filter(None, (self._path(ways, source, below, legs_max) for source in sources)), [])
-
     def _path(
-        self, ways: list[dict[int, list[PartitionView]]], source: int, below: float, legs_max: int
+        self,
+        ways: list[dict[int, list[PartitionView]]],
+        sources: Sequence[int],
+        means: list[float] | None = None,
+        growing: Container[float] = (),
     ) -> list[tuple[PartitionView, int, int]]:
-        """The shortest way on which `source` gets rid of a primary to a host that has two fewer for its weight, and fewer than `below`."""
+        """A short way on which one of `sources` gets rid of a primary to a host that has two fewer for its weight.
+
+        :param sources: those with the most first
+        :param means: only to a host that has fewer than its group's mean
+        :param growing: in groups with these means only directly
+        """
         ledger = self._ledger
         primaries, weights = ledger.primaries, ledger.weights
-        share = primaries[source] / weights[source]
-        came_from = {source: source}
-        queue = deque([(source, 1)])
-        while queue:
-            here, leg = queue.popleft()
-            for there, partitions in ways[here].items():
-                while partitions and partitions[-1].id in self._taken:
-                    partitions.pop()
-                if there in came_from or not partitions:
-                    continue
-                came_from[there] = here
-                load = primaries[there] / weights[there]
-                if load < below - EPSILON and share > load + 1 / weights[there] + EPSILON:
-                    return self._trace(ways, came_from, there)
-                if leg < legs_max:
-                    queue.append((there, leg + 1))
+
+        def takes(there: int, share: float) -> bool:
+            load = primaries[there] / weights[there]
+            return share > load + 1 / weights[there] + EPSILON and (means is None or load < means[there] - EPSILON)
+
+        for source in sources:
+            share = primaries[source] / weights[source]
+            for there, partitions in ways[source].items():
+                if takes(there, share) and self._last_free(partitions) is not None:
+                    return [(partitions[-1], source, there)]
+        came_from: dict[int, int] = {}  # what a fuller one did not get to, a less full one does not either
+        for source in sources:
+            if source in came_from or (means is not None and means[source] in growing):
+                continue
+            share = primaries[source] / weights[source]
+            came_from[source] = source
+            queue = deque([source])
+            while queue:
+                here = queue.popleft()
+                for there, partitions in ways[here].items():
+                    if there in came_from or self._last_free(partitions) is None:
+                        continue
+                    came_from[there] = here
+                    if takes(there, share):
+                        return self._trace(ways, came_from, there)
+                    queue.append(there)
         return []
+
+    def _last_free(self, partitions: list[PartitionView]) -> PartitionView | None:
+        """The last one that is not moved already; those behind it are dropped."""
+        while partitions and partitions[-1].id in self._taken:
+            partitions.pop()
+        return partitions[-1] if partitions else None
 
     def _trace(
         self, ways: list[dict[int, list[PartitionView]]], came_from: dict[int, int], end: int

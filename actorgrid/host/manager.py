@@ -116,7 +116,7 @@ class Manager:
     def __init__(
         self, owner: ManagerOwner, me: str, limits: Limits, *, replica_set_size: int, partition_count: int, date_ms: Callable[[], int]
     ) -> None:
-        self.moves = Moves(owner.ask_host, date_ms)
+        self.moves = Moves(owner.ask_host, date_ms, self._is_in_office)
         self.plan: Plan | None = None
         self._owner = owner
         self._me = me
@@ -180,6 +180,10 @@ class Manager:
         limits = self._limits
         return msgspec.structs.replace(limits, build_overhead_s=max(limits.build_overhead_s, 2 * tick_s), swap_s=max(limits.swap_s, tick_s))
 
+    def _is_in_office(self) -> bool:
+        system = self._owner.partitions.get(SYSTEM_PARTITION)
+        return self._overview is not None and system is not None and system.serving and system.replica.epoch == self._epoch
+
     def _leave_office(self) -> None:
         self._overview = self._observation = self.plan = None
         self.moves.forget()
@@ -192,6 +196,7 @@ class Manager:
         overview = self._overview
         assert overview is not None
         began_s = ambient.monotonic()
+        before = self.moves.under_way()  # what ends while reports come in may be in none of them
         await self._gather(overview)
         self._gather_s = ambient.monotonic() - began_s
         if not system.serving or self._overview is not overview or system.replica.epoch != self._epoch:
@@ -201,7 +206,7 @@ class Manager:
         await self._remember_nodes(overview)
         await self._welcome_back(overview)
         await self._keep_roster(overview)
-        self._observation = observation = self._observe(overview, now_s)
+        self._observation = observation = self._observe(overview, now_s, before)
         limits = self._limits_now
         if self._wants_rebalance:
             limits = msgspec.structs.replace(limits, quiet_s=0.0)
@@ -308,7 +313,7 @@ class Manager:
             overview.set_names(self._state.hosts, ambient.monotonic())
         return self._roster()
 
-    def _observe(self, overview: Overview, now_s: float) -> Observation:
+    def _observe(self, overview: Overview, now_s: float, before: dict[int, str] | None = None) -> Observation:
         intents = {node: (Intent(record.intent), record.number) for node, record in self._state.intents.items()}
         return overview.observation(
             now_s,
@@ -316,7 +321,7 @@ class Manager:
             nodes=self._state.nodes,
             replica_set_size=self._replica_set_size,
             partition_count=self._partition_count,
-            busy=self.moves.under_way(),
+            busy=(before or {}) | self.moves.under_way(),
             frozen_why=self._state.frozen_why,
             constraint_of=lambda partition: self._state.constraints.get(partition, self._state.constraint),
         )
@@ -657,6 +662,7 @@ class Manager:
                     await asyncio.shield(waiter)
             except TimeoutError:
                 raise DeadlineExceededError(f"the system partition has not committed a change within {STATE_TIMEOUT_S:g} s") from None
+            self.moves.withdraw()
 
 
 def _partition_row(partition: PartitionView) -> dict[str, Any]:

@@ -26,6 +26,7 @@ MOVES_REMEMBERED: Final = 1000
 REFUSED_PAUSE_S: Final = 0.1
 REFUSED_PAUSE_MAX_S: Final = 5.0
 LEFT_OFFICE: Final = "the manager has left office"
+WITHDRAWN: Final = "not given: it is decided anew"
 
 
 class Order(NamedTuple):
@@ -70,19 +71,22 @@ class AskHost(Protocol):
 class Moves:
     """What a manager has ordered, at most one thing of a partition at a time.
 
+    :param may_order_now: whether it is in office still; asked again before an order that had to wait
     :ivar last: the last orders of this life of the host, oldest first
     :ivar total: orders given in this life of the host
     :ivar one_is_done: set whenever an order has done what it should
     """
 
-    def __init__(self, ask_host: AskHost, date_ms: Callable[[], int]) -> None:
+    def __init__(self, ask_host: AskHost, date_ms: Callable[[], int], may_order_now: Callable[[], bool]) -> None:
         self.last: deque[Move] = deque(maxlen=MOVES_REMEMBERED)
         self.total = 0
         self.one_is_done = asyncio.Event()
         self._ask_host = ask_host
         self._date_ms = date_ms
+        self._may_order_now = may_order_now
         self._last_number = 0
         self._under_way: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        self._waiting: dict[int, Move] = {}  # of those, what is not given yet
         self._refused: dict[int, tuple[int, float]] = {}  # partition -> (orders refused in a row, no other one before)
 
     def may_order(self, partition: int) -> bool:
@@ -99,27 +103,35 @@ class Moves:
             if self.may_order(order.partition):
                 self._begin(order, within_s * place / len(orders))
 
+    def withdraw(self) -> None:
+        """Do not give what is not given yet: what it was decided on has changed."""
+        for partition, move in list(self._waiting.items()):
+            move.outcome = WITHDRAWN
+            self._under_way.pop(partition)[1].cancel()
+        self._waiting.clear()
+
     def forget(self) -> None:
         """Let the outcome of what is under way be somebody else's, and hold nothing against anybody."""
         self._refused.clear()
+        self._waiting.clear()
         for _, task in self._under_way.values():
             task.cancel()
         self._under_way.clear()
 
     def _begin(self, order: Order, after_s: float) -> None:
-        self.total += 1
         # By date, so that those of the next manager have higher numbers.
         self._last_number = max(self._last_number + 1, self._date_ms() * 1000)
         partition, what = order.partition, order.what
         move = Move(self._last_number, self._date_ms(), partition, what, order.host, order.why)
         self.last.append(move)
+        self._waiting[partition] = move
         task = asyncio.get_running_loop().create_task(self._carry_out(order, move, after_s), name=f"order {what} {partition}")
         self._under_way[partition] = what, task
 
         def over(done: asyncio.Task[None]) -> None:
             if move.outcome == "done":
                 self.one_is_done.set()
-            elif not move.outcome:  # it had not even begun
+            elif not move.outcome:  # it was not given
                 move.outcome = LEFT_OFFICE
             if self._under_way.get(partition) == (what, done):
                 del self._under_way[partition]
@@ -127,11 +139,14 @@ class Moves:
         task.add_done_callback(over)
 
     async def _carry_out(self, order: Order, move: Move, after_s: float) -> None:
-        began_s = ambient.monotonic()
+        if after_s:
+            await asyncio.sleep(after_s)
+        del self._waiting[order.partition]
+        if not self._may_order_now():
+            return
+        self.total += 1
+        began_s, move.at_ms = ambient.monotonic(), self._date_ms()
         try:
-            if after_s:
-                await asyncio.sleep(after_s)
-                began_s, move.at_ms = ambient.monotonic(), self._date_ms()
             await self._ask_host(order.asked, order.what, order.arguments, ORDER_TIMEOUT_S)
             move.outcome = "done"
             self._refused.pop(move.partition, None)

@@ -14,6 +14,7 @@ from bench.report import write_report
 from bench.results import read
 from bench.runner import Job, run
 from bench.scenarios import inside, one, scale
+from bench.turns import Line, TurnError
 from bench.workload import CHAIN, FAN
 
 
@@ -127,6 +128,35 @@ def test_peers_go_without_a_grid_that_does_not_start(monkeypatch):
     results = uvloop.run(run([Job((), options, ("echo",), compared=("read",))], Silent()))
     assert [(each.what, each.why) for each in results.missing] == [("the grid beside the peers", "OSError: no room")]
     assert [(row.system, row.beside) for row in results.rows] == [("echo", {})]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_grid_that_breaks_beside_the_peers_costs_no_peer_its_rows(monkeypatch):
+    real = Line.turn
+    turns = []
+
+    async def turn(line, turn_s, *, counts):
+        turns.append(line.row.system)
+        if line.row.system == "actorgrid" and turns.count("actorgrid") > 5:
+            raise TurnError("actorgrid", "it has broken")
+        await real(line, turn_s, counts=counts)
+
+    async def judge(beside, rows):
+        raise RuntimeError("cannot be read back")
+
+    monkeypatch.setattr(Line, "turn", turn)
+    monkeypatch.setattr(GridBeside, "judge", judge)
+    options = Options(duration_s=0.3, warm_up_s=0.0, concurrency=(8, 16), actors=50, partitions=(8,))
+    results = uvloop.run(run([Job((), options, ("echo",), compared=("read",))], Silent()))
+    assert [(each.what, each.why) for each in results.missing] == [
+        ("the grid beside the peers", "TurnError: actorgrid: it has broken"),
+        ("what the grid beside the peers has stored", "RuntimeError: cannot be read back"),
+    ]
+    echo = {row.in_flight: row for row in results.rows if row.system == "echo"}
+    assert set(echo) == {8, 16}
+    assert [bool(echo[level].beside) for level in (8, 16)] == [False, False]
+    assert all(row.runs for row in results.rows)
 
 
 @pytest.mark.cluster

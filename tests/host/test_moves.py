@@ -10,7 +10,7 @@ import pytest
 
 from actorgrid import ambient
 from actorgrid.errors import RequestError
-from actorgrid.host.moves import LEFT_OFFICE, MOVES_REMEMBERED, Moves, Order
+from actorgrid.host.moves import LEFT_OFFICE, MOVES_REMEMBERED, WITHDRAWN, Moves, Order
 
 
 class Hosts:
@@ -26,6 +26,7 @@ class Hosts:
         self.refuse: set[int] = set()
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        self.is_manager = True
 
     async def ask(self, host: str, verb: str, arguments: dict[str, Any], timeout_s: float) -> Any:
         self.asked.append((arguments["partition"], ambient.monotonic()))
@@ -40,7 +41,7 @@ def build(partition: int) -> Order:
 
 def moves_of(hosts: Hosts) -> Moves:
     dates = itertools.count(1000)
-    return Moves(hosts.ask, lambda: next(dates))
+    return Moves(hosts.ask, lambda: next(dates), lambda: hosts.is_manager)
 
 
 async def end_of(moves: Moves) -> None:
@@ -94,6 +95,42 @@ def test_who_refuses_is_left_alone_for_a_moment() -> None:
         assert moves.may_order(2)
         moves.forget()
         assert moves.may_order(1)
+
+    asyncio.run(check())
+
+
+def test_who_is_deposed_gives_no_order_that_waits_still() -> None:
+    async def check() -> None:
+        hosts = Hosts()
+        moves = moves_of(hosts)
+        moves.order([build(1), build(2), build(3)], within_s=0.03)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        hosts.is_manager = False
+        await end_of(moves)
+        assert [partition for partition, _ in hosts.asked] == [1]
+        assert [move.outcome for move in moves.last] == ["done", LEFT_OFFICE, LEFT_OFFICE]
+        assert moves.total == 1
+
+    asyncio.run(check())
+
+
+def test_what_waits_is_withdrawn_and_may_be_ordered_anew_at_once() -> None:
+    async def check() -> None:
+        hosts = Hosts()
+        hosts.may_answer.clear()
+        moves = moves_of(hosts)
+        moves.order([build(1), build(2)], within_s=60.0)
+        await asyncio.sleep(0.01)
+        moves.withdraw()
+        assert moves.under_way() == {1: "build"}
+        assert not moves.may_order(1)
+        assert moves.may_order(2)
+        moves.order([build(2)], within_s=60.0)
+        hosts.may_answer.set()
+        await end_of(moves)
+        assert [partition for partition, _ in hosts.asked] == [1, 2]
+        assert [move.outcome for move in moves.last] == ["done", WITHDRAWN, "done"]
 
     asyncio.run(check())
 
