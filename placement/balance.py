@@ -10,8 +10,8 @@ import bisect
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Container, Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 from placement.candidates import satisfies, why_not, zones_of
 from placement.ledger import Ledger
@@ -22,6 +22,17 @@ EPSILON: Final = 1e-9
 #: Looked at in one tick: the emptiest hosts for a replica, and the fullest ones that may prove unable to give one away.
 TARGETS_MAX: Final = 8
 FAILURES_MAX: Final = 32
+
+
+class _Shares(NamedTuple):
+    """What is left to each host in the end.
+
+    :ivar means: for each host, primaries for one unit of weight in its group, with what comes from hosts that give all of theirs away
+    :ivar growing: hosts of the groups in which one that has less gets a replica, which opens a direct way
+    """
+
+    means: list[float]
+    growing: set[int]
 
 
 class Balance:
@@ -208,19 +219,18 @@ class Balance:
                 break
             if ways is None:
                 ways = self._ways()
-                means = self._means(ways)
+                shares = self._shares(ways)
                 is_exact = True
-                growing = {means[number] for number in self._numbers if ledger.builds_to[number] and self._is_below(number, means[number])}
             over.sort(key=lambda number: -primaries[number] / weights[number])
             may_give = [number for number in over if ledger.may_swap(ledger.hosts[number].name)]
             self.wants_more |= len(may_give) < len(over)
             path: list[tuple[PartitionView, int, int]] = []
             if is_exact:
-                sources = [number for number in may_give if primaries[number] / weights[number] > means[number] + EPSILON]
-                path = self._path(ways, sources[:FAILURES_MAX], means, growing)
+                sources = [number for number in may_give if primaries[number] / weights[number] > shares.means[number] + EPSILON]
+                path = self._path(ways, sources[:FAILURES_MAX], shares)
                 is_exact = bool(path)  # what leads nowhere now does not after other swaps: they only lower the highest and raise the lowest
             if not path:
-                sources = [number for number in may_give if means[number] not in growing]
+                sources = [number for number in may_give if number not in shares.growing]
                 path = self._path(ways, sources[:FAILURES_MAX])
             if not path:
                 break
@@ -233,37 +243,36 @@ class Balance:
         self.wants_more |= uneven
         return uneven
 
-    def _is_below(self, number: int, mean: float) -> bool:
-        return self._ledger.primaries[number] / self._ledger.weights[number] < mean - EPSILON
-
-    def _means(self, ways: list[dict[int, list[PartitionView]]]) -> list[float]:
-        """For each host: primaries for one unit of weight in its group, those that primaries can go to and from, directly or not.
-
-        With what comes from hosts that give all of theirs away.
-        """
+    def _shares(self, ways: list[dict[int, list[PartitionView]]]) -> _Shares:
+        """Of each group of hosts that primaries can go between, directly or not."""
         ledger = self._ledger
+        primaries, weights = ledger.primaries, ledger.weights
         near: list[list[int]] = [list(each) for each in ways]
         for here, each in enumerate(ways):
             for there in each:
                 near[there].append(here)
         staying = set(self._numbers)
         leaving = [number for number, node in enumerate(ledger.nodes) if number not in staying and node.intent > Intent.PAUSE]
-        coming = sum(ledger.primaries[number] for number in leaving) / sum(ledger.weights[number] for number in self._numbers)
-        means = [math.nan] * len(near)
+        coming = sum(primaries[number] for number in leaving) / sum(weights[number] for number in self._numbers)
+        shares = _Shares([math.nan] * len(near), set())
+        seen: set[int] = set()
         for first in self._numbers:
-            if not math.isnan(means[first]):
+            if first in seen:
                 continue
-            group, found = [first], {first}
+            seen.add(first)
+            group = [first]
             for here in group:  # it grows meanwhile
                 for there in near[here]:
-                    if there not in found:
-                        found.add(there)
+                    if there not in seen:
+                        seen.add(there)
                         group.append(there)
             counted = [number for number in group if number in staying]
-            mean = coming + sum(ledger.primaries[number] for number in counted) / sum(ledger.weights[number] for number in counted)
+            mean = coming + sum(primaries[number] for number in counted) / sum(weights[number] for number in counted)
             for number in group:
-                means[number] = mean
-        return means
+                shares.means[number] = mean
+            if any(ledger.builds_to[number] and primaries[number] / weights[number] < mean - EPSILON for number in counted):
+                shares.growing.update(group)
+        return shares
 
     def _ways(self) -> list[dict[int, list[PartitionView]]]:
         """For each host: to which others primaries of it can go, and which."""
@@ -278,24 +287,19 @@ class Balance:
         return ways
 
     def _path(
-        self,
-        ways: list[dict[int, list[PartitionView]]],
-        sources: Sequence[int],
-        means: list[float] | None = None,
-        growing: Container[float] = (),
+        self, ways: list[dict[int, list[PartitionView]]], sources: Sequence[int], shares: _Shares | None = None
     ) -> list[tuple[PartitionView, int, int]]:
         """A short way on which one of `sources` gets rid of a primary to a host that has two fewer for its weight.
 
         :param sources: those with the most first
-        :param means: only to a host that has fewer than its group's mean
-        :param growing: in groups with these means only directly
+        :param shares: only to a host that has fewer than its group's mean, and where a group is growing only directly
         """
         ledger = self._ledger
         primaries, weights = ledger.primaries, ledger.weights
 
         def takes(there: int, share: float) -> bool:
             load = primaries[there] / weights[there]
-            return share > load + 1 / weights[there] + EPSILON and (means is None or load < means[there] - EPSILON)
+            return share > load + 1 / weights[there] + EPSILON and (shares is None or load < shares.means[there] - EPSILON)
 
         for source in sources:
             share = primaries[source] / weights[source]
@@ -304,7 +308,7 @@ class Balance:
                     return [(partitions[-1], source, there)]
         came_from: dict[int, int] = {}  # what a fuller one did not get to, a less full one does not either
         for source in sources:
-            if source in came_from or (means is not None and means[source] in growing):
+            if source in came_from or (shares is not None and source in shares.growing):
                 continue
             share = primaries[source] / weights[source]
             came_from[source] = source
