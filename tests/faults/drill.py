@@ -27,6 +27,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from actorgrid.cli.placement import EndedMoves
 from actorgrid.errors import ActorGridError
 from bench.machine import MachineWatch
 from tests.faults import checkers
@@ -106,11 +107,12 @@ class Operator:
             await asyncio.sleep(0.1)
 
     async def watch_moves(self) -> None:
-        """Collect what managers order, for ever: each knows only its own."""
+        """Collect what managers have had done, for ever: each knows only its own."""
+        ended = EndedMoves()
         while True:
             try:
-                answer = await self.ask("moves", since=0)
-                for move in answer["moves"]:
+                answer = await self.ask("moves", since=ended.since)
+                for move in ended.take(answer["moves"]):
                     began_ns = int((move["at_ms"] - self._offset_ms) * 1e6)
                     self.moves[move["number"]] = {**move, "began_ns": began_ns}
             except ActorGridError:
