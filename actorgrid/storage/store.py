@@ -95,6 +95,10 @@ class Batch:
     def put(self, key: bytes, value: bytes) -> None:
         self._batch.put(key, value)
 
+    def put_mark(self, key: bytes, value: bytes) -> None:
+        """Put what nobody reads before the next start."""
+        self._batch.put_mark(key, value)
+
     def delete(self, key: bytes) -> None:
         self._batch.delete(key)
 
@@ -104,6 +108,10 @@ class Batch:
 
     def append_log(self, key: bytes, record: bytes) -> None:
         self._batch.put(key, record, self._store._db.log_handle)
+
+    def put_log_mark(self, key: bytes, value: bytes) -> None:
+        """As `put_mark`, in the log's family."""
+        self._batch.put_mark(key, value, self._store._db.log_handle)
 
     def delete_log(self, key: bytes) -> None:
         """Drop one log record."""
@@ -270,8 +278,8 @@ class Store:
         """Count `batch` as one that holds promises; the new position. What peers are told must be durable before (I6)."""
         self.position += 1
         value = self.position.to_bytes(8, "big")
-        batch.put(keys.POSITION_KEY, value)
-        batch.append_log(keys.POSITION_KEY, value)
+        batch.put_mark(keys.POSITION_KEY, value)
+        batch.put_log_mark(keys.POSITION_KEY, value)
         return self.position
 
     def peer_marks(self) -> dict[str, PeerMark]:
@@ -281,7 +289,7 @@ class Store:
         return {key[cut:].decode(): self._decode(_decode_mark, key, value) for key, value in pairs}
 
     def put_peer_mark(self, batch: Batch, host: str, mark: PeerMark) -> None:
-        batch.put(keys.PEER_PREFIX + host.encode(), _encode(mark))
+        batch.put_mark(keys.PEER_PREFIX + host.encode(), _encode(mark))
 
     def bootstrap_plan(self) -> bytes | None:
         """What `put_bootstrap_plan` was given last."""
@@ -378,7 +386,10 @@ class Store:
 
     def _scan(self, cursor: Callable[[], Cursor], start: bytes, stop: bytes, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         self._refuse_if_failed()
-        iterator = cursor()
+        try:
+            iterator = cursor()
+        except Exception as error:  # noqa: BLE001 - rocksdict raises bare Exception for everything
+            raise self._fail("scan", error) from None
         if reverse:
             iterator.seek_for_prev(stop)
             if iterator.valid() and iterator.key() == stop:

@@ -252,6 +252,7 @@ def test_tables_of_two_moments_without_the_log_between_them_are_refused(tmp_path
         replica.run(random_log(3, 30))
     with replica_at(tmp_path / "running") as replica:
         replica.append_only(random_log(3, 60)[30:])  # promised, not committed: the state does not tell that the log is short
+        replica.store._db._buffer_late()
         getattr(replica.store._db, family).flush()
         crash(tmp_path / "running", tmp_path / "crashed")
     wal_files.delete(tmp_path / "crashed")

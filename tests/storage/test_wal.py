@@ -820,10 +820,11 @@ class _Model:
         self.log: dict[bytes, bytes] = {}
 
     def write(self, database: RocksDatabase, rng: random.Random) -> None:
-        """A batch of random changes to both."""
+        """A batch of random changes, to both or, as most are, to the log alone; with marks, as all have."""
         batch = database.new_batch()
+        families = [(self.log, database.log_handle)] * 3 + [(self.state, None)] * rng.choice([0, 3])
         for _ in range(rng.randint(1, 6)):
-            family, handle = rng.choice([(self.state, None), (self.log, database.log_handle)])
+            family, handle = rng.choice(families)
             key, kind = b"k%03d" % rng.randrange(200), rng.random()
             if kind < 0.7:
                 family[key] = rng.randbytes(rng.randrange(200))
@@ -837,10 +838,18 @@ class _Model:
                 for gone in [other for other in family if key <= other < stop]:
                     del family[gone]
                 batch.delete_range(key, stop, handle)
+        for family, handle in ((self.state, None), (self.log, database.log_handle)):
+            key = rng.choice([b"mark-1", b"mark-2"])
+            family[key] = rng.randbytes(8)
+            batch.put_mark(key, family[key], handle)
         database.write(batch)
 
     def check(self, database: RocksDatabase) -> None:
+        """Of a database that was just opened: marks are read by the next start alone."""
         assert _pairs(database.cursor()) == self.state
+        self.check_log(database)
+
+    def check_log(self, database: RocksDatabase) -> None:
         assert _pairs(database.log_cursor()) == self.log
 
 
@@ -907,6 +916,8 @@ def test_a_database_has_what_was_synced_after_each_of_many_crashes(tmp_path: Pat
             for _ in range(rng.randrange(30)):
                 model.write(database, rng)
                 if rng.random() < 0.1:
+                    model.check_log(database)
+                if rng.random() < 0.1:
                     rng.choice([database.state_family, database.log_family]).flush()
             database.sync_now()
             _no_prepared_file(database._wal)
@@ -921,6 +932,7 @@ def test_one_family_whose_tables_are_ahead_of_the_log_is_refused(tmp_path: Path,
             model.write(database, rng)
         database.sync_now()
         model.write(database, rng)
+        database._buffer_late()
         getattr(database, family).flush()  # before its sync
         _no_prepared_file(database._wal)
         _crash(tmp_path / "d", tmp_path / "c")

@@ -107,6 +107,8 @@ class SimBatch:
     def put(self, key: bytes, value: bytes, family: Any = None, /) -> None:
         self.changes.append((family is not None, bytes(key), None, bytes(value)))
 
+    put_mark = put
+
     def delete(self, key: bytes, family: Any = None, /) -> None:
         self.changes.append((family is not None, bytes(key), None, None))
 
