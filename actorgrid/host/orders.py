@@ -102,7 +102,7 @@ class Orders:
     @staticmethod
     def _is_in_sync(partition: HostedPartition, member: Member) -> bool:
         progress = partition.replica.progress.get(member)
-        return progress is not None and progress.is_up and not progress.is_missing and partition.replica.is_caught_up(progress)
+        return progress is not None and partition.replica.is_caught_up(progress)
 
     async def _change(self, partition: HostedPartition, configuration: Configuration) -> dict[str, Any]:
         """Propose `configuration`, and wait until it is committed."""

@@ -511,7 +511,7 @@ class HostedPartition:
         near = [
             (self.shell.may_lead(member), progress.match_lsn, member)
             for member, progress in core.progress.items()
-            if member in core.configuration.voters and progress.is_up and core.is_caught_up(progress)
+            if member in core.configuration.voters and core.is_caught_up(progress)
         ]
         return max(near)[2] if near else None
 

@@ -198,7 +198,7 @@ def _led(shell: ReplicaShell, configuration: Configuration, partition: HostedPar
     for member, progress in core.progress.items():
         if progress.is_missing or member in shell.lost:
             lost.append(member.host)
-        elif progress.is_up and core.is_caught_up(progress):
+        elif core.is_caught_up(progress):
             in_sync.append(member.host)
             if shell.may_lead(member):
                 may_lead.append(member.host)

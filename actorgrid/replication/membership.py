@@ -25,7 +25,9 @@ class Membership(Feeding):
     # -- configurations
 
     def is_caught_up(self, progress: Progress) -> bool:
-        """Whether an idle secondary is near enough to the end of the log to vote."""
+        """Whether a secondary is there, and near enough to the end of the log to vote and to follow in office."""
+        if not progress.is_up or progress.is_missing:
+            return False  # one that is gone makes the write quorum larger, and no easier to reach
         return progress.pace is Pace.PIPELINE and self.log.last_lsn - progress.match_lsn <= PROMOTE_LAG_ENTRIES
 
     def _propose_configuration(self, configuration: Configuration, now_ns: int) -> None:
@@ -60,11 +62,14 @@ class Membership(Feeding):
         why = self.configuration.refusal_of(configuration)
         if why:
             return why
+        gone = 0
         for member in configuration.voters:
-            if member not in self.configuration.voters:
-                progress = self.progress.get(member)
-                if progress is None or not self.is_caught_up(progress):
-                    return f"{member} has not caught up"
+            progress = self.progress.get(member)
+            gone += progress is not None and progress.is_missing
+            if member not in self.configuration.voters and (progress is None or not self.is_caught_up(progress)):
+                return f"{member} has not caught up, or is away"
+        if len(configuration.voters) - gone < configuration.write_quorum:
+            return f"{gone} of its {len(configuration.voters)} voters are gone, and the others are no write quorum"
         return ""
 
     def _is_change_pending(self) -> bool:
@@ -156,8 +161,10 @@ class Membership(Feeding):
         progress = self.progress.get(to)
         if progress is None or progress.pace is not Pace.COPY:
             return
-        progress.is_missing = progress.is_missing and not lsn
         progress.moved_ns = now_ns
+        if lsn:
+            progress.is_missing = False
+            progress.built_in_life = self._liveness.life_of(to.host)
         # After a copy that came to nothing the end of the log is tried: perhaps it has more than was known.
         progress.probe_from((lsn or self.log.last_lsn) + 1)
         if lsn:

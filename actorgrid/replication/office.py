@@ -189,6 +189,8 @@ class Office(Membership):
             progress.moved_ns = now_ns
             self._effects.append(StartCopy(member))
             return
+        if message.successor <= message.missing and incarnation <= progress.built_in_life:
+            return  # said before it was built, and heard after it
         progress.is_missing = True
         self._effects.append(ReplicaLost(member, Member(host, max(message.successor, member.incarnation + 1))))
 

@@ -30,6 +30,7 @@ class Progress:
     """
 
     __slots__ = (
+        "built_in_life",
         "chunk_lsn",
         "is_awaited",
         "is_missing",
@@ -59,6 +60,8 @@ class Progress:
         self.is_paused = False
         #: It said that it does not exist: a voter like that counts for nothing.
         self.is_missing = False
+        #: The life of its host in which it got its last copy from this primary; 0: it got none.
+        self.built_in_life = 0
         #: When something was sent or acknowledged for the last time.
         self.moved_ns = now_ns
         #: The end of one append that was sent when all before was acknowledged, or the one before that was marked so; and when that was.

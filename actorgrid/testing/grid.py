@@ -457,7 +457,7 @@ class TestGrid:
                 member
                 for member in core.configuration.voters
                 if member.host != host
-                and (member.host == name or ((it := core.progress.get(member)) is not None and it.is_up and core.is_caught_up(it)))
+                and (member.host == name or ((it := core.progress.get(member)) is not None and core.is_caught_up(it)))
             ]
             if len(ready) < core.configuration.write_quorum:
                 return False

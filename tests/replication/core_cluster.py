@@ -310,8 +310,7 @@ class Cluster:
         self.in_flight[envelope.number] = envelope
         if self.is_auto:
             if self.rng.random() < self.loss:
-                self.faults["lost messages"] += 1
-                del self.in_flight[envelope.number]
+                self.drop(envelope.number)
                 return
             self._deliver_after(envelope.number, self.latency_ns())
             if self.rng.random() < self.doubling:
@@ -337,7 +336,10 @@ class Cluster:
         self.lossy.add((envelope.source, envelope.target))
 
     def reconnect_lossy(self) -> None:
-        """Messages are lost with their connection only, so by now those who lost any are connected anew."""
+        """Messages are lost with their connection only, so by now those who lost any are connected anew.
+
+        Else the last message of all can be lost for good: that a replica is gone is said once on each connection, and nobody asks again.
+        """
         for one, other in sorted(self.lossy):
             if other in self.hosts[one].connected:
                 self.disconnect(one, other)

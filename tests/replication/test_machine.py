@@ -324,7 +324,16 @@ def test_random_walks_end_well(kind: str, request: pytest.FixtureRequest) -> Non
     assert not short, f"too little happened in {count} walks: {short}"
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("three, impatient", 2_715_000_786)])  # leaves office and is told of a commit in one step
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [
+        ("three, impatient", 2_715_000_786),  # leaves office and is told of a commit in one step
+        ("two partitions", 967_383_511),  # the last message lost says that a replica is gone, and nothing else ever is to be sent there
+        ("five", 1_000_273),  # who is away is to vote, beside a voter that is gone
+        ("five", 2_000_065),  # who is known to be gone is to vote
+        ("two partitions", 1_000_260),  # what is said before a replica is built is heard after it
+    ],
+)
 def test_walks_that_once_ended_badly_end_well(kind: str, seed: int) -> None:
     walk = Walk(seed, KINDS[kind])
     walk.stray()
